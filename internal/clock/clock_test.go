@@ -1,0 +1,86 @@
+package clock
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// TestResolve: a stamp taken before the clock was right gets its true time
+// once the offset of its boot is known, also after further boots.
+func TestResolve(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "clock.json")
+	c, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := c.Stamp()
+	s.Synced, s.Wall = false, 42 // 1970
+	c.state.Boots[0].Offset = 0
+	if got, sure := c.Resolve(s); sure || got.UnixMilli() != 42 {
+		t.Errorf("unknown offset: %v %v", got, sure)
+	}
+	c.synced, c.state.Boots[0].Offset = true, 1_764_000_000_000
+	if err := c.save(1_764_000_000_000); err != nil {
+		t.Fatal(err)
+	}
+	later, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	later.state.Boots = append(later.state.Boots, boot{N: s.Boot + 1, ID: "another"})
+	want := s.Mono + later.state.Boots[0].Offset
+	if got, sure := later.Resolve(s); !sure || got.UnixMilli() != want {
+		t.Errorf("got %v %v, want %v", got.UnixMilli(), sure, want)
+	}
+	if later.Floor().UnixMilli() < 1_764_000_000_000 {
+		t.Errorf("floor %v", later.Floor())
+	}
+}
+
+// TestBoots: the same kernel boot keeps its number over restarts of the
+// program; another one gets the next number.
+func TestBoots(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "clock.json")
+	for range 3 {
+		c, err := Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := c.Stamp().Boot; n != 1 {
+			t.Errorf("boot %d, want 1", n)
+		}
+	}
+	if err := os.WriteFile(path, []byte(`{"boots":[{"n":7,"id":"yesterday","offset":5}],"last":9}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := c.Stamp().Boot; n != 8 {
+		t.Errorf("boot %d, want 8", n)
+	}
+	if got, sure := c.Resolve(Stamp{Mono: 10, Boot: 7}); !sure || got != time.UnixMilli(15).UTC() {
+		t.Errorf("stamp of the boot before: %v %v", got, sure)
+	}
+}
+
+// TestDamaged: a damaged file is an error beside a clock that works.
+func TestDamaged(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "clock.json")
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Open(path)
+	if err == nil || c == nil {
+		t.Fatalf("clock %v, error %v", c, err)
+	}
+	if d := time.Since(time.UnixMilli(c.Stamp().Wall)); d < 0 || d > time.Minute {
+		t.Errorf("stamp is %v off", d)
+	}
+	if _, err := Open(path); err != nil {
+		t.Errorf("second start: %v", err)
+	}
+}

@@ -1,0 +1,628 @@
+package telemetry
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"math/bits"
+	"slices"
+
+	"tidegate/internal/clock"
+)
+
+// The stored form of a batch, version 1. All integers are varints as in
+// encoding/binary; "zigzag" marks the signed ones.
+//
+//	version   byte       1
+//	catalog   4 bytes    what Catalog.Hash says, as bytes
+//	flags     byte       bit 0: the clock was synchronised
+//	boot      uvarint    kernel boot of all stamps
+//	t0        zigzag     wall time of the first group, Unix ms
+//	offset    zigzag     wall - uptime of all stamps, ms
+//	stretches uvarint    count, then each
+//
+// A stretch is a table: one column a point, one row a group. Groups with the
+// same points in the same order share a stretch, in time order.
+//
+//	columns   uvarint
+//	first     zigzag     number of the first point, less that of the stretch before
+//	list      byte       0: consecutive numbers; 1: a zigzag difference for each further column
+//	rows      uvarint
+//	times     zigzag     a row each: the first less t0, the second less the first, then
+//	                     the change of the difference
+//	marks     uvarint    count of runs of cells that are not Good, then each:
+//	                     gap (uvarint cells since the run before, by rows), length (uvarint),
+//	                     quality (byte, bit 7: the cells hold no value), cause (uvarint)
+//	columns   runs of columns of one form until all are told:
+//	                     count (uvarint), form (byte), for formInt and formUint decimals (byte),
+//	                     then the cells of each column that hold a value
+//
+// The forms, each column by itself, "previous" starting at 0 or empty:
+//
+//	0 none    nothing
+//	1 int     zigzag of the difference to the previous mantissa
+//	2 uint    uvarint of the XOR with the previous mantissa
+//	3 f32     uvarint of the XOR with the previous bits
+//	4 f32r    the same with the four bytes of the XOR reversed
+//	5 f64     uvarint of the XOR with the previous bits
+//	6 f64r    the same with the eight bytes reversed
+//	7 bool    bits, least significant first, filled up to a byte
+//	8 text    0: as the previous; else uvarint length + 1, bytes
+//	9 mixed   kind (byte), decimals (byte), then uvarint bits, or for texts uvarint length, bytes
+const batchVersion = 1
+
+const (
+	formNone byte = iota
+	formInt
+	formUint
+	formF32
+	formF32R
+	formF64
+	formF64R
+	formBool
+	formText
+	formMixed
+	forms
+)
+
+const flagSynced = 1
+
+// maxCells bounds what DecodeBatch makes of a stretch: a damaged count must
+// not eat the memory of a small gateway.
+const maxCells = 1 << 20
+
+// Batch is a number of groups that share a catalog, a boot, and the offset
+// between wall clock and uptime (within a few milliseconds of slewing).
+type Batch struct {
+	Catalog string // Catalog.Hash of the points' catalog
+	Boot    uint32
+	Synced  bool
+	Groups  []Group
+
+	arena []Reading
+	keys  []rowKey
+}
+
+type rowKey struct {
+	t           int64
+	first, cols int // arena[first:first+cols]
+}
+
+// ErrBatch is wrapped by every error of DecodeBatch.
+var ErrBatch = errors.New("telemetry: not a batch")
+
+// stretch is a table under construction.
+type stretch struct {
+	rows []int // indexes of groups
+}
+
+// AppendBatch appends the stored form of b to dst. The stamps of all groups
+// must agree in Boot and Synced with the batch; their uptimes are kept as
+// wall time less one common offset, that of the first group. An empty batch
+// or a batch whose catalog is no hash is an error.
+func AppendBatch(dst []byte, b *Batch) ([]byte, error) {
+	if len(b.Groups) == 0 {
+		return dst, errors.New("telemetry: a batch needs at least one group")
+	}
+	hash, err := hex.DecodeString(b.Catalog)
+	if err != nil || len(hash) != hashLen {
+		return dst, fmt.Errorf("telemetry: catalog %q is no hash of %d hex digits", b.Catalog, 2*hashLen)
+	}
+	at := b.Groups[0].At
+	dst = append(dst, batchVersion)
+	dst = append(dst, hash...)
+	var flags byte
+	if b.Synced {
+		flags |= flagSynced
+	}
+	dst = append(dst, flags)
+	dst = binary.AppendUvarint(dst, uint64(b.Boot))
+	dst = binary.AppendVarint(dst, at.Wall)
+	dst = binary.AppendVarint(dst, at.Wall-at.Mono)
+
+	stretches := groupRows(b.Groups)
+	dst = binary.AppendUvarint(dst, uint64(len(stretches)))
+	previous := int64(0)
+	for _, s := range stretches {
+		dst, previous = appendStretch(dst, b.Groups, s.rows, at.Wall, previous)
+	}
+	return dst, nil
+}
+
+// groupRows collects groups with the same points into stretches, in order
+// of first appearance.
+func groupRows(groups []Group) []stretch {
+	var out []stretch
+	byFirst := make(map[uint32][]int, len(groups))
+next:
+	for i := range groups {
+		rs := groups[i].Readings
+		if len(rs) == 0 {
+			continue
+		}
+		for _, k := range byFirst[rs[0].Point] {
+			if samePoints(groups[out[k].rows[0]].Readings, rs) {
+				out[k].rows = append(out[k].rows, i)
+				continue next
+			}
+		}
+		byFirst[rs[0].Point] = append(byFirst[rs[0].Point], len(out))
+		out = append(out, stretch{rows: []int{i}})
+	}
+	return out
+}
+
+func samePoints(a, b []Reading) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i].Point != b[i].Point {
+			return false
+		}
+	}
+	return true
+}
+
+func appendStretch(dst []byte, groups []Group, rows []int, t0, previous int64) ([]byte, int64) {
+	head := groups[rows[0]].Readings
+	first := int64(head[0].Point)
+	dst = binary.AppendUvarint(dst, uint64(len(head)))
+	dst = binary.AppendVarint(dst, first-previous)
+	consecutive := true
+	for i := range head {
+		consecutive = consecutive && int64(head[i].Point) == first+int64(i)
+	}
+	if consecutive {
+		dst = append(dst, 0)
+	} else {
+		dst = append(dst, 1)
+		for i := 1; i < len(head); i++ {
+			dst = binary.AppendVarint(dst, int64(head[i].Point)-int64(head[i-1].Point))
+		}
+	}
+	dst = binary.AppendUvarint(dst, uint64(len(rows)))
+	last, step := t0, int64(0)
+	for i, r := range rows {
+		d := groups[r].At.Wall - last
+		if i < 2 {
+			dst = binary.AppendVarint(dst, d)
+		} else {
+			dst = binary.AppendVarint(dst, d-step)
+		}
+		if i > 0 {
+			step = d
+		}
+		last = groups[r].At.Wall
+	}
+	dst = appendMarks(dst, groups, rows)
+	for c := 0; c < len(head); {
+		form, dec := columnForm(groups, rows, c)
+		n := 1
+		for c+n < len(head) {
+			f, d := columnForm(groups, rows, c+n)
+			if f != form || d != dec {
+				break
+			}
+			n++
+		}
+		dst = binary.AppendUvarint(dst, uint64(n))
+		dst = append(dst, form)
+		if form == formInt || form == formUint {
+			dst = append(dst, dec)
+		}
+		for i := c; i < c+n; i++ {
+			dst = appendColumn(dst, groups, rows, i, form)
+		}
+		c += n
+	}
+	return dst, first
+}
+
+type mark struct {
+	quality byte
+	cause   Cause
+}
+
+func markOf(r *Reading) (mark, bool) {
+	m := mark{byte(r.Quality) & 0x7F, r.Cause}
+	if r.Value.kind == None {
+		m.quality |= 0x80
+	}
+	return m, m != mark{}
+}
+
+func appendMarks(dst []byte, groups []Group, rows []int) []byte {
+	at := len(dst)
+	runs, cell, end := uint64(0), 0, 0
+	var m mark
+	start := -1
+	flush := func() {
+		if start < 0 {
+			return
+		}
+		dst = binary.AppendUvarint(dst, uint64(start-end))
+		dst = binary.AppendUvarint(dst, uint64(cell-start))
+		dst = append(dst, m.quality)
+		dst = binary.AppendUvarint(dst, uint64(m.cause))
+		runs, end, start = runs+1, cell, -1
+	}
+	for _, r := range rows {
+		rs := groups[r].Readings
+		for i := range rs {
+			k, marked := markOf(&rs[i])
+			if start >= 0 && (!marked || k != m) {
+				flush()
+			}
+			if marked && start < 0 {
+				start, m = cell, k
+			}
+			cell++
+		}
+	}
+	flush()
+	if runs < 0x80 {
+		return slices.Insert(dst, at, byte(runs))
+	}
+	return slices.Insert(dst, at, binary.AppendUvarint(nil, runs)...)
+}
+
+// columnForm chooses how a column is written: by the kind that all its
+// values share, and for floats by what is shorter.
+func columnForm(groups []Group, rows []int, c int) (form, dec byte) {
+	kind := None
+	for _, r := range rows {
+		v := &groups[r].Readings[c].Value
+		switch {
+		case v.kind == None:
+		case kind == None:
+			kind, dec = v.kind, v.dec
+		case v.kind != kind || v.dec != dec:
+			return formMixed, 0
+		}
+	}
+	switch kind {
+	case Bool:
+		return formBool, 0
+	case Int:
+		return formInt, dec
+	case Uint:
+		return formUint, dec
+	case Text:
+		return formText, 0
+	case Float32, Float64:
+		plain, reversed := 0, 0
+		var last uint64
+		for _, r := range rows {
+			if v := &groups[r].Readings[c].Value; v.kind != None {
+				x := v.num ^ last
+				plain += bits.Len64(x|1) + 6
+				if kind == Float32 {
+					reversed += bits.Len32(bits.ReverseBytes32(uint32(x))|1) + 6
+				} else {
+					reversed += bits.Len64(bits.ReverseBytes64(x)|1) + 6
+				}
+				last = v.num
+			}
+		}
+		form = formF32
+		if kind == Float64 {
+			form = formF64
+		}
+		if reversed < plain {
+			form++
+		}
+		return form, 0
+	}
+	return formNone, 0
+}
+
+func appendColumn(dst []byte, groups []Group, rows []int, c int, form byte) []byte {
+	var last uint64
+	var text string
+	var acc, n byte
+	for _, r := range rows {
+		v := &groups[r].Readings[c].Value
+		if v.kind == None {
+			continue
+		}
+		switch form {
+		case formInt:
+			dst = binary.AppendVarint(dst, int64(v.num-last))
+		case formUint, formF32, formF64:
+			dst = binary.AppendUvarint(dst, v.num^last)
+		case formF32R:
+			dst = binary.AppendUvarint(dst, uint64(bits.ReverseBytes32(uint32(v.num^last))))
+		case formF64R:
+			dst = binary.AppendUvarint(dst, bits.ReverseBytes64(v.num^last))
+		case formBool:
+			acc |= byte(v.num&1) << n
+			if n++; n == 8 {
+				dst, acc, n = append(dst, acc), 0, 0
+			}
+		case formText:
+			if v.text == text && text != "" {
+				dst = append(dst, 0)
+			} else {
+				dst = binary.AppendUvarint(dst, uint64(len(v.text))+1)
+				dst = append(dst, v.text...)
+			}
+			text = v.text
+		case formMixed:
+			dst = append(dst, byte(v.kind), v.dec)
+			if v.kind == Text {
+				dst = binary.AppendUvarint(dst, uint64(len(v.text)))
+				dst = append(dst, v.text...)
+			} else {
+				dst = binary.AppendUvarint(dst, v.num)
+			}
+		}
+		last = v.num
+	}
+	if n > 0 {
+		dst = append(dst, acc)
+	}
+	return dst
+}
+
+// DecodeBatch reads the stored form into b, whose memory it uses again.
+// Groups come in time order. Bytes that are no batch give an error that
+// wraps ErrBatch, never a panic, and leave b without groups.
+func DecodeBatch(src []byte, b *Batch) error {
+	b.Groups, b.arena, b.keys = b.Groups[:0], b.arena[:0], b.keys[:0]
+	d := decoder{src: src}
+	if v := d.byte(); v != batchVersion {
+		return fmt.Errorf("%w: version %d, this program reads %d", ErrBatch, v, batchVersion)
+	}
+	b.Catalog = hex.EncodeToString(d.bytes(hashLen))
+	b.Synced = d.byte()&flagSynced != 0
+	b.Boot = uint32(d.uvarint())
+	t0 := d.varint()
+	offset := d.varint()
+	previous := int64(0)
+	for n := d.uvarint(); n > 0 && d.err == nil; n-- {
+		previous = d.stretch(b, t0, previous)
+	}
+	if d.err == nil && len(d.src) > 0 {
+		d.err = fmt.Errorf("%w: %d bytes left over", ErrBatch, len(d.src))
+	}
+	if d.err != nil {
+		return d.err
+	}
+	slices.SortStableFunc(b.keys, func(x, y rowKey) int {
+		switch {
+		case x.t < y.t:
+			return -1
+		case x.t > y.t:
+			return 1
+		}
+		return 0
+	})
+	for _, k := range b.keys {
+		b.Groups = append(b.Groups, Group{
+			At:       clock.Stamp{Wall: k.t, Mono: k.t - offset, Boot: b.Boot, Synced: b.Synced},
+			Readings: b.arena[k.first : k.first+k.cols : k.first+k.cols],
+		})
+	}
+	return nil
+}
+
+type decoder struct {
+	src []byte
+	err error
+}
+
+func (d *decoder) fail(what string) {
+	if d.err == nil {
+		d.err = fmt.Errorf("%w: %s", ErrBatch, what)
+	}
+	d.src = nil
+}
+
+func (d *decoder) byte() byte {
+	if len(d.src) == 0 {
+		d.fail("too short")
+		return 0
+	}
+	v := d.src[0]
+	d.src = d.src[1:]
+	return v
+}
+
+func (d *decoder) bytes(n int) []byte {
+	if n < 0 || n > len(d.src) {
+		d.fail("too short")
+		return nil
+	}
+	v := d.src[:n]
+	d.src = d.src[n:]
+	return v
+}
+
+func (d *decoder) uvarint() uint64 {
+	v, n := binary.Uvarint(d.src)
+	if n <= 0 {
+		d.fail("bad varint")
+		return 0
+	}
+	d.src = d.src[n:]
+	return v
+}
+
+func (d *decoder) varint() int64 {
+	v, n := binary.Varint(d.src)
+	if n <= 0 {
+		d.fail("bad varint")
+		return 0
+	}
+	d.src = d.src[n:]
+	return v
+}
+
+// stretch reads one table into the arena and returns its first point number.
+func (d *decoder) stretch(b *Batch, t0, previous int64) int64 {
+	ncols := d.uvarint()
+	first := previous + d.varint()
+	if ncols == 0 || ncols > maxCells || first < 0 || first > math.MaxUint32 {
+		d.fail("bad stretch")
+		return 0
+	}
+	cols := int(ncols)
+	points := make([]uint32, 0, min(cols, len(d.src)+1))
+	listed := d.byte()
+	if listed == 0 && first+int64(cols)-1 > math.MaxUint32 || listed == 1 && cols > len(d.src)+1 || listed > 1 {
+		d.fail("bad point list")
+		return 0
+	}
+	p := first
+	for i := 0; i < cols; i++ {
+		if i > 0 && listed == 0 {
+			p++
+		} else if i > 0 {
+			p += d.varint()
+		}
+		if p < 0 || p > math.MaxUint32 {
+			d.fail("bad point number")
+			return 0
+		}
+		points = append(points, uint32(p))
+	}
+	nrows := d.uvarint()
+	if nrows == 0 || nrows > uint64(len(d.src)) || nrows > maxCells/ncols ||
+		len(b.arena)+int(nrows)*cols > maxCells {
+		d.fail("bad row count")
+		return 0
+	}
+	rows := int(nrows)
+	base := len(b.arena)
+	b.arena = slices.Grow(b.arena, rows*cols)[:base+rows*cols]
+	cells := b.arena[base:]
+	t, step := t0, int64(0)
+	for i := 0; i < rows; i++ {
+		v := d.varint()
+		if i >= 2 {
+			v += step
+		}
+		if i > 0 {
+			step = v
+		}
+		t += v
+		b.keys = append(b.keys, rowKey{t, base + i*cols, cols})
+		for c, p := range points {
+			cells[i*cols+c] = Reading{Point: p}
+		}
+	}
+	d.marks(cells)
+	for c := 0; c < cols && d.err == nil; {
+		n := d.uvarint()
+		form := d.byte()
+		if n == 0 || n > uint64(cols-c) || form >= forms {
+			d.fail("bad column")
+			return 0
+		}
+		var dec byte
+		if form == formInt || form == formUint {
+			if dec = d.byte(); dec > MaxDecimals {
+				d.fail("bad decimals")
+				return 0
+			}
+		}
+		for ; n > 0; n-- {
+			d.column(cells, c, cols, form, dec)
+			c++
+		}
+	}
+	return first
+}
+
+// noValue marks, while a stretch is read, a cell that has no value to read.
+const noValue = 0xFF
+
+func (d *decoder) marks(cells []Reading) {
+	at := 0
+	for n := d.uvarint(); n > 0 && d.err == nil; n-- {
+		gap, length := d.uvarint(), d.uvarint()
+		q := d.byte()
+		cause := d.uvarint()
+		if gap > uint64(len(cells)-at) || length == 0 || length > uint64(len(cells)-at)-gap || cause > math.MaxUint16 {
+			d.fail("bad mark")
+			return
+		}
+		at += int(gap)
+		for i := at; i < at+int(length); i++ {
+			cells[i].Quality, cells[i].Cause = Quality(q&0x7F), Cause(cause)
+			if q&0x80 != 0 {
+				cells[i].Value.dec = noValue
+			}
+		}
+		at += int(length)
+	}
+}
+
+func (d *decoder) column(cells []Reading, c, cols int, form, dec byte) {
+	var last uint64
+	var text string
+	var acc, n byte
+	for ; c < len(cells) && d.err == nil; c += cols {
+		v := &cells[c].Value
+		if v.dec == noValue {
+			v.dec = 0
+			continue
+		}
+		switch form {
+		case formNone:
+			d.fail("value in an empty column")
+		case formInt:
+			last += uint64(d.varint())
+			*v = Value{num: last, kind: Int, dec: dec}
+		case formUint:
+			last ^= d.uvarint()
+			*v = Value{num: last, kind: Uint, dec: dec}
+		case formF32, formF32R:
+			x := d.uvarint()
+			if x > math.MaxUint32 {
+				d.fail("bad float32")
+			}
+			if form == formF32R {
+				x = uint64(bits.ReverseBytes32(uint32(x)))
+			}
+			last ^= x
+			*v = Value{num: last, kind: Float32}
+		case formF64, formF64R:
+			x := d.uvarint()
+			if form == formF64R {
+				x = bits.ReverseBytes64(x)
+			}
+			last ^= x
+			*v = Value{num: last, kind: Float64}
+		case formBool:
+			if n == 0 {
+				acc = d.byte()
+			}
+			*v = Value{num: uint64(acc >> n & 1), kind: Bool}
+			n = (n + 1) % 8
+		case formText:
+			if l := d.uvarint(); l > uint64(len(d.src))+1 {
+				d.fail("bad text")
+			} else if l > 0 {
+				text = string(d.bytes(int(l - 1)))
+			}
+			*v = Value{text: text, kind: Text}
+		case formMixed:
+			v.kind, v.dec = Kind(d.byte()), d.byte()
+			if v.kind == None || v.kind > Text || v.dec > MaxDecimals {
+				d.fail("bad value")
+			} else if v.kind == Text {
+				if l := d.uvarint(); l > uint64(len(d.src)) {
+					d.fail("bad text")
+				} else {
+					v.text = string(d.bytes(int(l)))
+				}
+			} else {
+				v.num = d.uvarint()
+			}
+		}
+	}
+}

@@ -1,0 +1,267 @@
+package telemetry
+
+import (
+	"encoding/hex"
+	"flag"
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"tidegate/internal/clock"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func genValue(t *rapid.T) Value {
+	switch Kind(rapid.IntRange(0, int(Text)).Draw(t, "kind")) {
+	case Bool:
+		return BoolValue(rapid.Bool().Draw(t, "b"))
+	case Int:
+		return IntValue(rapid.Int64().Draw(t, "i"), rapid.Uint8Range(0, MaxDecimals).Draw(t, "d"))
+	case Uint:
+		return UintValue(rapid.Uint64().Draw(t, "u"), rapid.Uint8Range(0, 3).Draw(t, "d"))
+	case Float32:
+		return Float32Value(rapid.Float32().Draw(t, "f"))
+	case Float64:
+		return Float64Value(rapid.Float64().Draw(t, "g"))
+	case Text:
+		return TextValue(rapid.StringN(0, 5, -1).Draw(t, "s"))
+	}
+	return Value{}
+}
+
+// TestBatchRoundTrip: what AppendBatch wrote, DecodeBatch gives back, group
+// by group in time order, for any mixture of points, kinds and qualities.
+func TestBatchRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := Batch{Catalog: "0badcafe", Boot: rapid.Uint32().Draw(t, "boot"), Synced: rapid.Bool().Draw(t, "synced")}
+		wall := rapid.Int64Range(-1e12, 4e12).Draw(t, "wall")
+		offset := rapid.Int64Range(-1e12, 4e12).Draw(t, "offset")
+		uniform := rapid.Bool().Draw(t, "uniform")
+		for range rapid.IntRange(1, 20).Draw(t, "groups") {
+			wall += rapid.Int64Range(0, 5000).Draw(t, "step")
+			g := Group{At: clock.Stamp{Wall: wall, Mono: wall - offset, Boot: b.Boot, Synced: b.Synced}}
+			first := rapid.Uint32Range(0, 3).Draw(t, "block") * 100
+			n := 4
+			if !uniform {
+				n = rapid.IntRange(1, 12).Draw(t, "n")
+			}
+			for i := range n {
+				r := Reading{Point: first + uint32(i)}
+				if !uniform {
+					r.Point = rapid.Uint32().Draw(t, "point")
+				}
+				if rapid.IntRange(0, 3).Draw(t, "bad") == 0 {
+					r.Quality = Quality(rapid.IntRange(0, 5).Draw(t, "q"))
+					r.Cause = Cause(rapid.Uint16().Draw(t, "cause"))
+				}
+				if uniform {
+					r.Value = IntValue(int64(wall%977)*int64(i), 2)
+				} else {
+					r.Value = genValue(t)
+				}
+				g.Readings = append(g.Readings, r)
+			}
+			b.Groups = append(b.Groups, g)
+		}
+		raw, err := AppendBatch([]byte("x"), &b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got Batch
+		if err := DecodeBatch(raw[1:], &got); err != nil {
+			t.Fatal(err)
+		}
+		if got.Catalog != b.Catalog || got.Boot != b.Boot || got.Synced != b.Synced || len(got.Groups) != len(b.Groups) {
+			t.Fatalf("head differs: %+v", got)
+		}
+		// Groups of one instant may change places: compare them as a bag per instant.
+		for i := 0; i < len(b.Groups); {
+			j := i
+			for j < len(b.Groups) && b.Groups[j].At == b.Groups[i].At {
+				j++
+			}
+			left := append([]Group(nil), got.Groups[i:j]...)
+		next:
+			for _, w := range b.Groups[i:j] {
+				for k, g := range left {
+					if g.At == w.At && sameReadings(g.Readings, w.Readings) {
+						left = append(left[:k], left[k+1:]...)
+						continue next
+					}
+				}
+				t.Fatalf("group lost: %+v\nhave %+v", w, left)
+			}
+			i = j
+		}
+	})
+}
+
+func sameReadings(a, b []Reading) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// drifting is the reference load of the size budgets: mixed kinds that
+// change slowly.
+func drifting(points, rows int) *Batch {
+	r := rand.New(rand.NewPCG(1, 2))
+	b := &Batch{Catalog: "00000001", Boot: 1, Synced: true}
+	cur := make([]float64, points)
+	for i := range cur {
+		cur[i] = 200 + 50*r.Float64()
+	}
+	for row := range rows {
+		wall := 1764000000000 + int64(row)*1000 + r.Int64N(5)
+		g := Group{At: clock.Stamp{Wall: wall, Mono: wall - 1763000000000, Boot: 1, Synced: true}}
+		for i := range cur {
+			cur[i] += r.NormFloat64() * 0.2
+			v := IntValue(int64(math.Round(cur[i]*10)), 1)
+			switch i % 10 {
+			case 7:
+				v = IntValue(int64(row*3)+100000, 2)
+			case 8:
+				v = BoolValue(row%50 == 0)
+			case 9:
+				v = Float32Value(float32(math.Round(cur[i]*100) / 100))
+			}
+			g.Readings = append(g.Readings, Reading{Point: uint32(i), Value: v})
+		}
+		b.Groups = append(b.Groups, g)
+	}
+	return b
+}
+
+// TestBatchSize holds the budget of the stored form on the reference load
+// of 50 points x 20 samples.
+func TestBatchSize(t *testing.T) {
+	b := drifting(50, 20)
+	raw, err := AppendBatch(nil, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	per := float64(len(raw)) / 1000
+	t.Logf("%.2f bytes a reading", per)
+	if per > 1.5 {
+		t.Errorf("%.2f bytes a reading, budget 1.5", per)
+	}
+}
+
+// TestBatchGolden: stored batches decode for ever. The files were written by
+// the version in their name.
+func TestBatchGolden(t *testing.T) {
+	dir := filepath.Join("..", "..", "testdata", "queue", "batch")
+	if *update {
+		raw, _ := AppendBatch(nil, goldenBatch())
+		os.MkdirAll(dir, 0o755)
+		if err := os.WriteFile(filepath.Join(dir, "v1.hex"), []byte(hex.EncodeToString(raw)+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	src, err := os.ReadFile(filepath.Join(dir, "v1.hex"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := hex.DecodeString(string(src[:len(src)-1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got Batch
+	if err := DecodeBatch(raw, &got); err != nil {
+		t.Fatal(err)
+	}
+	if want := goldenBatch(); !reflect.DeepEqual(got.Groups, want.Groups) {
+		t.Errorf("got %+v\nwant %+v", got.Groups, want.Groups)
+	}
+}
+
+func goldenBatch() *Batch {
+	at := func(ms int64) clock.Stamp {
+		return clock.Stamp{Wall: 1764000000000 + ms, Mono: 5000 + ms, Boot: 3}
+	}
+	return &Batch{Catalog: "89abcdef", Boot: 3, Groups: []Group{
+		{At: at(0), Readings: []Reading{
+			{Point: 0, Value: IntValue(2331, 1)}, {Point: 1, Value: Float32Value(49.98)}, {Point: 2, Value: BoolValue(true)},
+			{Point: 3, Value: TextValue("on")}, {Point: 4, Value: UintValue(math.MaxUint64, 2)}, {Point: 5, Value: Float64Value(1e-3)}}},
+		{At: at(700), Readings: []Reading{
+			{Point: 9, Quality: Comm, Cause: CauseTimeout}, {Point: 7, Quality: Range, Value: IntValue(-1, 0)}}},
+		{At: at(1000), Readings: []Reading{
+			{Point: 0, Value: IntValue(2330, 1)}, {Point: 1, Quality: Fault, Cause: CauseNaN}, {Point: 2, Value: BoolValue(false)},
+			{Point: 3, Value: TextValue("on")}, {Point: 4, Value: UintValue(math.MaxUint64-1, 2)}, {Point: 5, Value: Float64Value(-2)}}},
+	}}
+}
+
+// FuzzDecodeBatch: any bytes give a batch or an error, never a panic, and
+// what was decoded survives a second round.
+func FuzzDecodeBatch(f *testing.F) {
+	for _, b := range []*Batch{goldenBatch(), drifting(5, 4), drifting(50, 1)} {
+		raw, _ := AppendBatch(nil, b)
+		f.Add(raw)
+		f.Add(raw[:len(raw)/2])
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		var b, again Batch
+		if err := DecodeBatch(raw, &b); err != nil || len(b.Groups) == 0 {
+			return
+		}
+		second, err := AppendBatch(nil, &b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := DecodeBatch(second, &again); err != nil {
+			t.Fatalf("own output is refused: %v", err)
+		}
+	})
+}
+
+func TestCatalog(t *testing.T) {
+	c := NewCatalog([]Point{{Device: "a", Name: "x", Unit: "V", Kind: "gauge", Decimals: 1},
+		{Device: "a", Name: "y", Kind: "state", Class: ClassAlarm}, {Device: "b", Name: "x", Kind: "counter"}})
+	d, err := DecodeCatalog(c.Encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(c.Points, d.Points) || c.Hash() != d.Hash() || len(c.Hash()) != 8 {
+		t.Errorf("got %+v %s, want %+v %s", d.Points, d.Hash(), c.Points, c.Hash())
+	}
+}
+
+func BenchmarkAppendBatch(b *testing.B) {
+	for _, c := range []struct {
+		name         string
+		points, rows int
+	}{{"50x20", 50, 20}, {"50x1", 50, 1}} {
+		batch := drifting(c.points, c.rows)
+		b.Run(c.name, func(b *testing.B) {
+			var dst []byte
+			for b.Loop() {
+				dst, _ = AppendBatch(dst[:0], batch)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(c.points*c.rows), "ns/reading")
+			b.ReportMetric(float64(len(dst))/float64(c.points*c.rows), "B/reading")
+		})
+	}
+}
+
+func BenchmarkDecodeBatch(b *testing.B) {
+	raw, _ := AppendBatch(nil, drifting(50, 20))
+	var batch Batch
+	for b.Loop() {
+		if err := DecodeBatch(raw, &batch); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/reading")
+}

@@ -1,0 +1,211 @@
+package telemetry
+
+import (
+	"math"
+	"strconv"
+)
+
+// Kind says how a Value is held.
+type Kind uint8
+
+// The kinds of a value. None is the zero Value: there is no value.
+const (
+	None    Kind = iota
+	Bool         // true or false
+	Int          // signed mantissa with decimals: 2331 with 1 decimal is 233.1
+	Uint         // unsigned mantissa with decimals, for what does not fit Int
+	Float32      // IEEE 754 single, printed with the shortest digits that give it back
+	Float64      // IEEE 754 double, likewise
+	Text         // UTF-8
+)
+
+// MaxDecimals is the largest number of decimals an Int or Uint may have.
+const MaxDecimals = 18
+
+// Value is one measured value. Numbers that a device delivers as scaled
+// integers stay integers: 2331 with one decimal prints as 233.1, never as
+// 233.10000000000002. The zero Value holds nothing.
+type Value struct {
+	num  uint64
+	text string
+	kind Kind
+	dec  uint8
+}
+
+// BoolValue returns a Bool.
+func BoolValue(b bool) Value {
+	v := Value{kind: Bool}
+	if b {
+		v.num = 1
+	}
+	return v
+}
+
+// IntValue returns mantissa x 10^-decimals, exactly. Decimals above
+// MaxDecimals are taken as MaxDecimals.
+func IntValue(mantissa int64, decimals uint8) Value {
+	return Value{kind: Int, num: uint64(mantissa), dec: min(decimals, MaxDecimals)}
+}
+
+// UintValue returns mantissa x 10^-decimals, exactly, as an Int where the
+// mantissa fits one, so that equal numbers are equal values.
+func UintValue(mantissa uint64, decimals uint8) Value {
+	if mantissa <= math.MaxInt64 {
+		return IntValue(int64(mantissa), decimals)
+	}
+	return Value{kind: Uint, num: mantissa, dec: min(decimals, MaxDecimals)}
+}
+
+// Float32Value returns a Float32. NaN and infinities are no values: callers
+// give a quality instead.
+func Float32Value(f float32) Value {
+	return Value{kind: Float32, num: uint64(math.Float32bits(f))}
+}
+
+// Float64Value returns a Float64.
+func Float64Value(f float64) Value {
+	return Value{kind: Float64, num: math.Float64bits(f)}
+}
+
+// TextValue returns a Text.
+func TextValue(s string) Value { return Value{kind: Text, text: s} }
+
+// Kind returns how the value is held; None if there is no value.
+func (v Value) Kind() Kind { return v.kind }
+
+// Decimals returns the decimals of an Int or Uint, else 0.
+func (v Value) Decimals() int { return int(v.dec) }
+
+// Bool returns the truth of a Bool; of a number whether it is not zero.
+func (v Value) Bool() bool {
+	if v.kind == Bool || v.kind == Int || v.kind == Uint {
+		return v.num != 0
+	}
+	return v.Float() != 0
+}
+
+// Mantissa returns the mantissa of an Int, 1 or 0 of a Bool, else 0.
+func (v Value) Mantissa() int64 {
+	if v.kind == Int || v.kind == Bool {
+		return int64(v.num)
+	}
+	return 0
+}
+
+// Float returns the value as a float64, NaN for texts and None.
+func (v Value) Float() float64 {
+	switch v.kind {
+	case Bool:
+		return float64(v.num)
+	case Int:
+		return float64(int64(v.num)) / math.Pow10(int(v.dec))
+	case Uint:
+		return float64(v.num) / math.Pow10(int(v.dec))
+	case Float32:
+		return float64(math.Float32frombits(uint32(v.num)))
+	case Float64:
+		return math.Float64frombits(v.num)
+	}
+	return math.NaN()
+}
+
+// Text returns the text of a Text, else "".
+func (v Value) Text() string { return v.text }
+
+// String returns the value as AppendText writes it.
+func (v Value) String() string { return string(v.AppendText(nil)) }
+
+// AppendText appends the value as people read it: texts as they are,
+// numbers with exactly their decimals, floats with the shortest digits that
+// give the same float back, None as "-".
+func (v Value) AppendText(dst []byte) []byte {
+	switch v.kind {
+	case None:
+		return append(dst, '-')
+	case Text:
+		return append(dst, v.text...)
+	}
+	return v.AppendJSON(dst)
+}
+
+// AppendJSON appends the value as JSON (RFC 8259): a bool, a number or a
+// string; None is null. NaN and infinities, which JSON cannot write, are
+// null too.
+func (v Value) AppendJSON(dst []byte) []byte {
+	switch v.kind {
+	case Bool:
+		return strconv.AppendBool(dst, v.num != 0)
+	case Int:
+		m := int64(v.num)
+		if m < 0 {
+			return appendDecimal(append(dst, '-'), uint64(-m), int(v.dec))
+		}
+		return appendDecimal(dst, uint64(m), int(v.dec))
+	case Uint:
+		return appendDecimal(dst, v.num, int(v.dec))
+	case Float32:
+		return appendFloat(dst, float64(math.Float32frombits(uint32(v.num))), 32)
+	case Float64:
+		return appendFloat(dst, math.Float64frombits(v.num), 64)
+	case Text:
+		return AppendQuoted(dst, v.text)
+	}
+	return append(dst, "null"...)
+}
+
+func appendDecimal(dst []byte, m uint64, dec int) []byte {
+	if dec == 0 {
+		return strconv.AppendUint(dst, m, 10)
+	}
+	var tmp [20 + MaxDecimals]byte
+	i := len(tmp)
+	for n := 0; n < dec || m > 0 || n == dec; n++ {
+		if n == dec {
+			i--
+			tmp[i] = '.'
+		}
+		i--
+		tmp[i] = byte('0' + m%10)
+		m /= 10
+		if n >= dec && m == 0 {
+			break
+		}
+	}
+	return append(dst, tmp[i:]...)
+}
+
+func appendFloat(dst []byte, f float64, bits int) []byte {
+	if math.IsNaN(f) || math.IsInf(f, 0) {
+		return append(dst, "null"...)
+	}
+	format := byte('f')
+	if a := math.Abs(f); a != 0 && (a < 1e-6 || a >= 1e15) {
+		format = 'e'
+	}
+	return strconv.AppendFloat(dst, f, format, -1, bits)
+}
+
+const hexDigits = "0123456789abcdef"
+
+// AppendQuoted appends s as a JSON string; bytes that are not UTF-8 become
+// U+FFFD.
+func AppendQuoted(dst []byte, s string) []byte {
+	dst = append(dst, '"')
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			dst = append(dst, '\\', byte(r))
+		case r == '\n':
+			dst = append(dst, '\\', 'n')
+		case r == '\r':
+			dst = append(dst, '\\', 'r')
+		case r == '\t':
+			dst = append(dst, '\\', 't')
+		case r < 0x20:
+			dst = append(dst, '\\', 'u', '0', '0', hexDigits[r>>4], hexDigits[r&15])
+		default:
+			dst = append(dst, string(r)...)
+		}
+	}
+	return append(dst, '"')
+}
