@@ -1,0 +1,262 @@
+// Package status is the agent's window: one Snapshot of how it is, and the
+// unix socket through which the command line asks the running agent.
+//
+// Everything here is the wire form of that socket (HTTP and JSON). Fields
+// are only ever added within one schema version.
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+)
+
+// Schema is the version of Snapshot's JSON form.
+const Schema = "tidegate.status/1"
+
+// The words for the state of anything.
+const (
+	OK      = "ok"
+	Warn    = "warn"
+	Fail    = "FAIL"
+	Unknown = "unknown"
+)
+
+// Snapshot is the whole state of the agent at one instant. Ages are
+// milliseconds; -1 means never.
+type Snapshot struct {
+	Schema  string   `json:"schema"`
+	At      int64    `json:"at"`     // Unix ms, UTC
+	Health  string   `json:"health"` // ok or degraded
+	Reasons []Reason `json:"reasons"`
+	Gateway Gateway  `json:"gateway"`
+	Uplink  Uplink   `json:"uplink"`
+	Buffer  Buffer   `json:"buffer"`
+	Buses   []Bus    `json:"buses"`
+	Clock   Clock    `json:"clock"`
+	Config  Config   `json:"config"`
+}
+
+// Reason is one thing that is not well.
+type Reason struct {
+	Code    string `json:"code"`    // as in `tidegate help`: unit-silent, port-missing, dns, ...
+	Subject string `json:"subject"` // a device, a bus, uplink, buffer, clock
+	Since   int64  `json:"since"`   // Unix ms
+	Text    string `json:"text"`
+}
+
+// Gateway says who this is.
+type Gateway struct {
+	ID      string `json:"id"`
+	Site    string `json:"site"`
+	Version string `json:"version"`
+	Boot    uint32 `json:"boot"`    // start counter
+	Epoch   string `json:"ep"`      // store epoch
+	Started int64  `json:"started"` // Unix ms
+	Stopped string `json:"stopped"` // how the run before ended: first, clean, power
+	PID     int    `json:"pid"`
+}
+
+// Uplink is the state of the MQTT session.
+type Uplink struct {
+	State     string `json:"state"` // connected, connecting, waiting, off
+	URL       string `json:"url"`
+	Since     int64  `json:"since"`       // Unix ms of the last change of state
+	LastAckMS int64  `json:"last_ack_ms"` // age of the last PUBACK
+	RTTMS     int64  `json:"rtt_ms"`
+	Inflight  int    `json:"inflight"`
+	CertDays  int    `json:"cert_days"` // -1: no client certificate
+	Sessions  uint64 `json:"sessions"`
+	Published uint64 `json:"published"` // messages, repeats included
+	Acked     uint64 `json:"acked"`
+	Repeats   uint64 `json:"repeats"`
+	BytesIn   uint64 `json:"bytes_in"`
+	BytesOut  uint64 `json:"bytes_out"`
+	ErrorCode string `json:"error_code,omitempty"`
+	Error     string `json:"error,omitempty"`
+}
+
+// Buffer is the state of the durable queue.
+type Buffer struct {
+	State        string `json:"state"`
+	Batches      int64  `json:"batches"`
+	Records      int64  `json:"records"` // readings that wait
+	Events       int64  `json:"events"`  // batches that wait in the event lane
+	Bytes        int64  `json:"bytes"`   // of all files
+	LimitBytes   int64  `json:"limit_bytes"`
+	MemoryBytes  int64  `json:"memory_bytes"` // not yet due on disk
+	OldestMS     int64  `json:"oldest_ms"`    // age of the oldest reading that waits
+	LostTotal    int64  `json:"lost_total"`   // readings dropped since the epoch began
+	Tombstones   int    `json:"tombstones"`   // waiting to be delivered
+	BytesWritten int64  `json:"bytes_written"`
+	Commits      int64  `json:"commits"`
+	Quarantined  int    `json:"quarantined"`
+	Seq          uint64 `json:"seq"`       // last number given in the data lane
+	EventSeq     uint64 `json:"event_seq"` // last number given in the event lane
+	Error        string `json:"error,omitempty"`
+}
+
+// Bus is the state of one line with its devices.
+type Bus struct {
+	Name    string   `json:"name"`
+	Connect string   `json:"connect"`
+	State   string   `json:"state"` // open, gone, closed
+	Since   int64    `json:"since"`
+	Load    float64  `json:"load"`     // share of time in exchanges, 0..1
+	ErrRate float64  `json:"err_rate"` // share of polls that failed, 0..1
+	Stray   uint64   `json:"stray"`    // frames that answered nobody's question
+	Code    string   `json:"error_code,omitempty"`
+	Error   string   `json:"error,omitempty"`
+	Devices []Device `json:"devices"`
+}
+
+// Device is the state of one instrument.
+type Device struct {
+	Name      string     `json:"name"`
+	Unit      int        `json:"unit,omitempty"`
+	Profile   string     `json:"profile,omitempty"`
+	State     string     `json:"state"`  // ok, stale, init
+	AgeMS     int64      `json:"age_ms"` // of the last good answer
+	LimitMS   int64      `json:"limit_ms"`
+	RTTMS     float64    `json:"rtt_ms"`
+	Polls     uint64     `json:"polls"`
+	Failed    uint64     `json:"failed"`
+	Late      uint64     `json:"late"`
+	Skipped   uint64     `json:"skipped"`
+	LastError *LastError `json:"last_error,omitempty"`
+}
+
+// LastError is the present trouble of a device.
+type LastError struct {
+	Code  string `json:"code"`
+	Text  string `json:"text"`
+	Count uint64 `json:"count"` // in a row
+	Since int64  `json:"since"`
+}
+
+// Clock is how far the time can be trusted.
+type Clock struct {
+	Synced bool  `json:"synced"`
+	Boot   int64 `json:"uptime_ms"`
+}
+
+// Config names the configuration in force.
+type Config struct {
+	File      string `json:"file"`
+	Hash      string `json:"hash"`
+	LoadedAt  int64  `json:"loaded_at"`
+	DiskNewer bool   `json:"disk_newer"` // the file has changed since
+}
+
+// Value is the last reading of one point.
+type Value struct {
+	Device  string          `json:"dev"`
+	Point   string          `json:"point"`
+	Value   json.RawMessage `json:"value"` // null where there is none
+	Unit    string          `json:"unit,omitempty"`
+	Quality string          `json:"quality"`
+	Cause   string          `json:"cause,omitempty"`
+	At      int64           `json:"t"` // Unix ms, 0: never
+	AgeMS   int64           `json:"age_ms"`
+}
+
+// ReadRequest asks for one point, or for raw registers of a bus.
+type ReadRequest struct {
+	Point string `json:"point,omitempty"` // device/point, or a device for all its points
+	Bus   string `json:"bus,omitempty"`
+	Unit  int    `json:"unit,omitempty"`
+	Table int    `json:"table,omitempty"` // Modbus read function: 1 coils, 2 discrete, 3 holding, 4 input
+	Addr  int    `json:"addr,omitempty"`  // wire address from 0
+	Count int    `json:"count,omitempty"`
+}
+
+// ReadReply is what was read just now.
+type ReadReply struct {
+	Device string  `json:"dev,omitempty"`
+	Bus    string  `json:"bus,omitempty"`
+	Unit   int     `json:"unit,omitempty"`
+	Table  int     `json:"table,omitempty"`
+	Addr   int     `json:"addr"`
+	Count  int     `json:"count"`
+	Hex    string  `json:"hex,omitempty"`
+	RTTMS  float64 `json:"rtt_ms"`
+	Values []Value `json:"values,omitempty"`
+}
+
+// Batch is one batch that waits in the buffer.
+type Batch struct {
+	Lane   string  `json:"lane"`
+	Seq    uint64  `json:"seq"`
+	Count  int     `json:"count"`
+	Bytes  int     `json:"bytes"`
+	From   int64   `json:"from"`
+	To     int64   `json:"to"`
+	Values []Value `json:"values,omitempty"`
+}
+
+// Step is one step of the uplink test.
+type Step struct {
+	Name  string  `json:"name"`
+	State string  `json:"state"` // ok, FAIL, unknown, -
+	Text  string  `json:"text"`
+	MS    float64 `json:"ms"`
+	Hint  string  `json:"hint,omitempty"`
+	Code  string  `json:"code,omitempty"`
+}
+
+// Failure is an error as a person reads it: what failed, with the name the
+// user gave, and what was seen, what is likely and what to try.
+type Failure struct {
+	Code   string `json:"code"`
+	What   string `json:"what"`
+	Where  string `json:"where,omitempty"`
+	Seen   string `json:"seen,omitempty"`
+	Likely string `json:"likely,omitempty"`
+	Try    string `json:"try,omitempty"`
+	Exit   int    `json:"exit,omitempty"` // exit code that fits, 0: 1
+}
+
+// Error returns "what [code]".
+func (f *Failure) Error() string {
+	if f.Code == "" {
+		return f.What
+	}
+	return f.What + " [" + f.Code + "]"
+}
+
+// Text returns the failure in its full form, at most eight lines:
+//
+//	error: WHAT failed                                           [code]
+//	  where:  config line or bus/device
+//	  seen:   facts that were measured
+//	  likely: causes that the facts allow
+//	  try:    one command to run or one thing to touch
+func (f *Failure) Text() string {
+	var b strings.Builder
+	head := "error: " + f.What
+	b.WriteString(head)
+	if f.Code != "" {
+		b.WriteString(strings.Repeat(" ", max(2, 78-len(head)-len(f.Code)-2)))
+		b.WriteString("[" + f.Code + "]")
+	}
+	b.WriteByte('\n')
+	for _, l := range []struct{ name, text string }{
+		{"where:  ", f.Where}, {"seen:   ", f.Seen}, {"likely: ", f.Likely}, {"try:    ", f.Try}} {
+		if l.text != "" {
+			b.WriteString("  " + l.name + strings.ReplaceAll(strings.TrimRight(l.text, "\n"), "\n", "\n          ") + "\n")
+		}
+	}
+	return b.String()
+}
+
+// API is what the socket offers; the agent implements it. Errors that are a
+// *Failure reach the client as such.
+type API interface {
+	Snapshot() Snapshot
+	// Values returns the last readings of the named devices or device/points, of all without names.
+	Values(names []string) ([]Value, error)
+	Read(ctx context.Context, r ReadRequest) (ReadReply, error)
+	// Peek returns the n newest batches that wait, oldest first, with their readings.
+	Peek(ctx context.Context, n int, device string) ([]Batch, error)
+	TestUplink(ctx context.Context) []Step
+}

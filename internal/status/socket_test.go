@@ -1,0 +1,106 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+type fake struct{}
+
+func (fake) Snapshot() Snapshot { return Snapshot{Schema: Schema, Health: OK} }
+func (fake) Values(names []string) ([]Value, error) {
+	if len(names) == 1 && names[0] == "nobody" {
+		return nil, &Failure{Code: "no-such-name", What: `there is no "nobody"`, Exit: 64}
+	}
+	return []Value{{Device: "m", Point: "v", Value: json.RawMessage("231.4")}}, nil
+}
+func (fake) Read(_ context.Context, r ReadRequest) (ReadReply, error) {
+	return ReadReply{Bus: r.Bus, Count: r.Count}, nil
+}
+func (fake) Peek(_ context.Context, n int, _ string) ([]Batch, error) { return make([]Batch, n), nil }
+func (fake) TestUplink(context.Context) []Step                        { return []Step{{Name: "dns", State: OK}} }
+
+func TestSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "run", "agent.sock")
+	c := Dial(path)
+	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := c.Status(ctx); !errors.Is(err, ErrNoAgent) {
+		t.Errorf("no socket: %v", err)
+	}
+	// A socket that a dead agent left behind is taken over.
+	os.MkdirAll(filepath.Dir(path), 0o755)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	if _, err := c.Status(ctx); !errors.Is(err, ErrNoAgent) {
+		t.Errorf("dead socket: %v", err)
+	}
+
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, path, fake{}) }()
+	var s Snapshot
+	for range 200 {
+		if s, err = c.Status(ctx); err == nil {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if err != nil || s.Health != OK {
+		t.Fatalf("status %+v, %v", s, err)
+	}
+	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o660 {
+		t.Errorf("socket mode %v, %v", fi.Mode(), err)
+	}
+	if v, err := c.Values(ctx, nil); err != nil || string(v[0].Value) != "231.4" {
+		t.Errorf("values %+v, %v", v, err)
+	}
+	var f *Failure
+	if _, err := c.Values(ctx, []string{"nobody"}); !errors.As(err, &f) || f.Exit != 64 {
+		t.Errorf("unknown name: %v", err)
+	}
+	if r, err := c.Read(ctx, ReadRequest{Bus: "b", Count: 2}); err != nil || r.Bus != "b" || r.Count != 2 {
+		t.Errorf("read %+v, %v", r, err)
+	}
+	if b, err := c.Peek(ctx, 3, ""); err != nil || len(b) != 3 {
+		t.Errorf("peek %v, %v", b, err)
+	}
+	if _, err := c.Peek(ctx, 0, ""); !errors.As(err, &f) {
+		t.Errorf("peek 0: %v", err)
+	}
+	if st, err := c.TestUplink(ctx); err != nil || len(st) != 1 {
+		t.Errorf("test %v, %v", st, err)
+	}
+	if err := Serve(ctx, path, fake{}); err == nil {
+		t.Error("a second agent took the socket of a living one")
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the socket is still there")
+	}
+}
+
+func TestFailureText(t *testing.T) {
+	f := &Failure{Code: "port-missing", What: "serial port /dev/ttyUSB0 is not there", Where: "bus-a",
+		Seen: "ports here: a,\nb", Try: "tidegate check"}
+	want := "error: serial port /dev/ttyUSB0 is not there" + strings.Repeat(" ", 20) + "[port-missing]\n" +
+		"  where:  bus-a\n  seen:   ports here: a,\n          b\n  try:    tidegate check\n"
+	if got := f.Text(); got != want {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+	if got := f.Error(); got != "serial port /dev/ttyUSB0 is not there [port-missing]" {
+		t.Errorf("got %q", got)
+	}
+}
