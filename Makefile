@@ -1,0 +1,65 @@
+# tidegate: make demo and make test are all that a newcomer needs.
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
+DATE    ?= $(shell git log -1 --format=%cI 2>/dev/null)
+LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
+BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)"
+
+.PHONY: build demo test unit vet peers cross proof-kill proof-load fuzz clean
+
+build: ## the static binary, ./tidegate
+	$(BUILD) -o tidegate ./cmd/tidegate
+
+demo: build ## simulated devices, a TLS broker, an outage, an account; ends by itself
+	./tidegate demo --outage 20s
+
+test: peers vet unit ## everything that is tested
+
+vet:
+	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
+	$(GO) vet ./...
+
+# The race detector needs a C compiler; without one the tests run without it,
+# and say so.
+unit:
+	@if command -v cc >/dev/null 2>&1 && [ "$$($(GO) env CGO_ENABLED)" = 1 ]; then \
+		$(GO) test -race -timeout 15m ./...; \
+	else \
+		echo "NOT RUN: the race detector (it needs a C compiler)"; \
+		test -z "$$CI" && $(GO) test -timeout 15m ./...; \
+	fi
+
+# Programs that none of us wrote, for the tests that talk to real peers.
+PEERS = mosquitto mosquitto_sub mbpoll socat cc
+PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial mbpoll socat pkg-config
+
+peers:
+	@missing=; for p in $(PEERS); do command -v $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	echo '#include <modbus.h>' | cc -E -I/usr/include/modbus - >/dev/null 2>&1 || missing="$$missing libmodbus"; \
+	/usr/bin/python3 -c 'import pymodbus, serial' >/dev/null 2>&1 || missing="$$missing pymodbus"; \
+	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+		echo "installing for the tests:$$missing"; \
+		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(PACKAGES); } >/tmp/tidegate-peers.log 2>&1 \
+			|| { echo "NOT INSTALLED, see below"; tail -5 /tmp/tidegate-peers.log; }; \
+		missing=; for p in $(PEERS); do command -v $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+		/usr/bin/python3 -c 'import pymodbus, serial' >/dev/null 2>&1 || missing="$$missing pymodbus"; \
+	fi; \
+	if [ -n "$$missing" ]; then \
+		echo "NOT HERE, so the tests with these peers do not run:$$missing"; \
+		echo "  as root: apt-get install $(PACKAGES)"; \
+		test -z "$$CI"; \
+	fi
+
+TARGETS = amd64 arm64 arm/7 arm/6 arm/5 386 riscv64 mipsle
+cross: ## all architectures into dist/, with their sizes; arm64 must stay under 11 MB
+	@mkdir -p dist; for t in $(TARGETS); do \
+		arch=$${t%/*}; arm=; case $$t in arm/*) arm=$${t#*/};; esac; \
+		out=dist/tidegate-linux-$$arch$$( [ -n "$$arm" ] && echo v$$arm ); \
+		GOOS=linux GOARCH=$$arch GOARM=$$arm GOMIPS=softfloat $(BUILD) -o $$out ./cmd/tidegate || exit 1; \
+		printf '%-36s %9d bytes\n' $$out $$(stat -c %s $$out); \
+	done; test $$(stat -c %s dist/tidegate-linux-arm64) -le 11000000
+
+clean:
+	rm -rf tidegate dist
