@@ -34,13 +34,15 @@ var (
 // one scalar as a list of one. An empty section (`rules:` and nothing more)
 // counts as absent. Validate methods are not called: see Section.
 //
+// A path that already has an error when Bind begins gets no second one.
+//
 // Bind panics if v is not a pointer to a struct: that is a mistake of the program.
 func (d *Document) Bind(v any) {
 	rv := reflect.ValueOf(v)
 	if rv.Kind() != reflect.Pointer || rv.Elem().Kind() != reflect.Struct {
 		panic("document: Bind needs a pointer to a struct")
 	}
-	b := binder{d: d, top: rv.Elem().Type(), fields: map[reflect.Type][]field{}}
+	b := binder{d: d, top: rv.Elem().Type(), fields: map[reflect.Type][]field{}, before: len(d.problems)}
 	if d.root == nil {
 		d.root = &node{kind: mapping}
 	}
@@ -92,6 +94,7 @@ type binder struct {
 	d      *Document
 	top    reflect.Type
 	fields map[reflect.Type][]field
+	before int // problems that were there before Bind
 }
 
 func (b *binder) known(t reflect.Type) []field {
@@ -105,6 +108,11 @@ func (b *binder) known(t reflect.Type) []field {
 
 // fail adds a problem at n; a mapping or list is marked at the key that holds it.
 func (b *binder) fail(n *node, e *entry, path, msg, hint, suggest string) {
+	for _, p := range b.d.problems[:b.before] {
+		if p.Path == path && !p.Warning {
+			return // the caller has said it better
+		}
+	}
 	p := Problem{Path: path, Code: CodeValue, Msg: msg, Hint: hint, Suggest: suggest}
 	if e != nil && n.kind != scalar {
 		b.d.at(p, e.line, e.col, e.length)

@@ -98,6 +98,16 @@ func (d *Document) Keys(path string) []string {
 	return out
 }
 
+// Text returns the scalar at path as it is written, without quotes; ok is
+// false if there is none.
+func (d *Document) Text(path string) (text string, ok bool) {
+	n, _, rest := d.find(path)
+	if n == nil || rest != "" || n.kind != scalar {
+		return "", false
+	}
+	return n.text, true
+}
+
 // Report adds an error at the value of path, or at its nearest parent that
 // is in the file. It says nothing if an error stands at the same path
 // already. A hint may end in `did you mean "x"?`: x becomes Suggest.
@@ -148,8 +158,14 @@ func (d *Document) report(path, code, msg, hint string, warning bool) {
 	}
 }
 
+// maxProblems is where a file that is no config at all stops being told so.
+const maxProblems = 500
+
 // at places a problem and keeps it.
 func (d *Document) at(p Problem, line, col, length int) {
+	if len(d.problems) >= maxProblems {
+		return
+	}
 	p.File, p.src = d.file, d.src
 	p.Line, p.Col, p.Len = line, col, length
 	d.problems = append(d.problems, p)

@@ -326,6 +326,38 @@ func TestFormat(t *testing.T) {
 	}
 }
 
+func TestFormatRoundTrip(t *testing.T) {
+	in := 3
+	v := okFile{ID: "a: b", Labels: map[string]string{"x": "- y", "k": "017", "n": "null", "q": "it's \"q\" \\ \u6e29\n"}, Size: 512e6, Hold: 90 * time.Second, CA: []string{"a", "*b", ""},
+		Devs: []device{{Name: "d", Unit: 3, Points: []point{{Name: "p", Input: &in, Scale: "0.10", NA: []int64{-1}, Enum: map[int64]string{0: "off"}}}}, {Name: "e", Every: time.Second}}}
+	text := Format(&v)
+	d := Parse("f", text)
+	var w okFile
+	d.Bind(&w)
+	for _, p := range d.Problems() {
+		t.Error(p.Text())
+	}
+	if again := Format(&w); string(again) != string(text) {
+		t.Errorf("got\n%s\nwant\n%s", again, text)
+	}
+	if w.ID != v.ID || !reflect.DeepEqual(w.Labels, v.Labels) || !reflect.DeepEqual(w.CA, v.CA) || w.Devs[0].Points[0].Scale != "0.10" || w.Devs[1].Every != time.Second {
+		t.Errorf("got %+v", w)
+	}
+	t.Logf("\n%s", text)
+}
+
+func TestSecretsAreMasked(t *testing.T) {
+	d := Parse("f", []byte("password: hunter2\nurl: mqtts://u:hunter2@h:1\nx: {token: \"hunter2\", a: 1}\npassword_file: /etc/pw\n"))
+	d.Bind(&file{})
+	all := ""
+	for _, p := range d.Problems() {
+		all += p.Text()
+	}
+	if strings.Contains(all, "hunter2") || !strings.Contains(all, "/etc/pw") {
+		t.Error(all)
+	}
+}
+
 func TestDepthAndSize(t *testing.T) {
 	for name, src := range map[string]string{
 		"brackets": "a: " + strings.Repeat("[", 500000),

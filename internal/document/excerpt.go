@@ -2,6 +2,7 @@ package document
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"unicode/utf8"
 )
@@ -137,7 +138,7 @@ func (s *source) parent(n int) int {
 // It returns the text, and where the carets stand in it.
 func show(line string, col, length int) (text string, from, carets int) {
 	var cells []string
-	for _, r := range strings.TrimRight(line, " \t\r") {
+	for _, r := range mask(strings.TrimRight(line, " \t\r")) {
 		switch {
 		case r == '\t':
 			cells = append(cells, `\t`)
@@ -189,6 +190,21 @@ func show(line string, col, length int) (text string, from, carets int) {
 		text += "..."
 	}
 	return text, from, carets
+}
+
+var secrets = regexp.MustCompile(`(?i)(?:password|passwd|secret|token|passphrase)["']?\s*:\s*([^\s,}][^,}]*)|://([^/\s"'@]*:[^/\s"'@]*)@`)
+
+// mask hides what may be a password: `check` may run where its output is kept.
+func mask(line string) string {
+	for _, m := range secrets.FindAllStringSubmatchIndex(line, -1) {
+		for g := 2; g < len(m); g += 2 {
+			if m[g] >= 0 {
+				stars := strings.Repeat("*", utf8.RuneCountInString(line[m[g]:m[g+1]]))
+				return line[:m[g]] + stars + mask(line[m[g+1]:])
+			}
+		}
+	}
+	return line
 }
 
 // wrap breaks text between words; the first line holds at most first
