@@ -1,0 +1,234 @@
+package account
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"hash/maphash"
+	"strings"
+)
+
+type body uint8
+
+const (
+	other body = iota
+	batch
+	tombstone
+	status
+)
+
+// message is what the book needs of any message.
+type message struct {
+	Gateway string           `json:"gw"`
+	Epoch   string           `json:"ep"`
+	Lane    string           `json:"lane"`
+	RawSeq  json.RawMessage  `json:"seq"` // a number, in a status an object
+	RawLo   json.RawMessage  `json:"lo"`
+	Boot    uint32           `json:"boot"`
+	Clock   string           `json:"clk"`
+	State   string           `json:"state"`
+	Dropped *dropped         `json:"dropped"`
+	Records *[]record        `json:"records"`
+	Columns *[]column        `json:"columns"`
+	Points  *json.RawMessage `json:"points"`
+
+	body        body
+	Seq, Lo     uint64
+	SeqOf, LoOf map[string]uint64
+}
+
+type dropped struct {
+	From     uint64 `json:"from"`
+	To       uint64 `json:"to"`
+	Batches  int64  `json:"batches"`
+	Readings int64  `json:"readings"`
+	T0       int64  `json:"t0"`
+	T1       int64  `json:"t1"`
+	Why      string `json:"why"`
+}
+
+type record struct {
+	Device string                     `json:"dev"`
+	T      int64                      `json:"t"`
+	Values map[string]json.RawMessage `json:"values"`
+	Q      map[string]string          `json:"q"`
+}
+
+type column struct {
+	Device string                       `json:"dev"`
+	T0     int64                        `json:"t0"`
+	DT     []int64                      `json:"dt"`
+	Values map[string][]json.RawMessage `json:"values"`
+	Q      map[string][]*string         `json:"q"`
+}
+
+// parse reads a message and tells what it is.
+func parse(payload []byte) (*message, error) {
+	m := &message{}
+	if trimmed := bytes.TrimSpace(payload); len(trimmed) == 0 || trimmed[0] != '{' {
+		return nil, ErrShape
+	}
+	if err := json.Unmarshal(payload, m); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrShape, err)
+	}
+	number := func(raw json.RawMessage, name string, into *uint64) error {
+		if err := json.Unmarshal(raw, into); err != nil || *into > maxNumber {
+			return fmt.Errorf("account: %s is %.40q, not a number", name, raw)
+		}
+		return nil
+	}
+	switch {
+	case m.Dropped != nil:
+		m.body = tombstone
+	case m.Records != nil, m.Columns != nil:
+		m.body = batch
+		if err := number(m.RawSeq, "seq", &m.Seq); err != nil || m.Seq == 0 {
+			return nil, fmt.Errorf("account: batch without a number (seq is %.40q)", m.RawSeq)
+		}
+	case m.State != "" && len(m.RawSeq) > 0 && m.RawSeq[0] == '{':
+		m.body = status
+		if err := json.Unmarshal(m.RawSeq, &m.SeqOf); err != nil {
+			return nil, fmt.Errorf("account: seq of a status: %w", err)
+		}
+		if len(m.RawLo) > 0 {
+			if err := json.Unmarshal(m.RawLo, &m.LoOf); err != nil {
+				return nil, fmt.Errorf("account: lo of a status: %w", err)
+			}
+		}
+		if m.Epoch == "" || len(m.SeqOf) > 16 {
+			return nil, fmt.Errorf("account: status with epoch %.40q and %d lanes", m.Epoch, len(m.SeqOf))
+		}
+		return m, nil
+	case m.State != "", m.Points != nil:
+		return m, nil
+	default:
+		return nil, ErrShape
+	}
+	if m.Gateway == "" || m.Epoch == "" || m.Lane == "" || len(m.Gateway)+len(m.Epoch)+len(m.Lane) > 300 {
+		return nil, fmt.Errorf("account: envelope with gw %.40q, ep %.40q, lane %.40q", m.Gateway, m.Epoch, m.Lane)
+	}
+	if len(m.RawLo) > 0 {
+		if err := number(m.RawLo, "lo", &m.Lo); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// digest stands for the readings of a batch: equal for equal readings in any
+// shape and order. Times are kept apart, because readings taken before the
+// clock was set may be sent again with corrected times.
+type digest struct {
+	values, timed uint64
+	ok            bool // the times were certain
+	readings      int64
+	first, last   int64
+}
+
+func (d digest) same(o digest) bool {
+	if d.ok && o.ok && d.timed != o.timed {
+		return false
+	}
+	return d.values == o.values && d.readings == o.readings
+}
+
+func digestOf(seed maphash.Seed, m *message) (digest, error) {
+	d := digest{ok: m.Clock == "" || m.Clock == "ok"}
+	var buf []byte
+	add := func(device, point string, t int64, value json.RawMessage, quality string) {
+		buf = append(append(append(buf[:0], device...), 0), point...)
+		buf = append(append(buf, 0), quality...)
+		buf = append(append(buf, 0), normal(value)...)
+		h := maphash.Bytes(seed, buf)
+		d.values += h
+		d.timed += h * (uint64(t)*0x9E3779B97F4A7C15 | 1)
+		d.readings++
+		if m.Clock != "unsynced" && t > 0 {
+			if d.first == 0 || t < d.first {
+				d.first = t
+			}
+			d.last = max(d.last, t)
+		}
+	}
+	if m.Records != nil {
+		for _, r := range *m.Records {
+			for p, v := range r.Values {
+				add(r.Device, p, r.T, v, r.Q[p])
+			}
+			for p, q := range r.Q {
+				if _, ok := r.Values[p]; !ok {
+					add(r.Device, p, r.T, nil, q)
+				}
+			}
+		}
+	}
+	if m.Columns != nil {
+		for _, c := range *m.Columns {
+			if err := c.each(add); err != nil {
+				return digest{}, err
+			}
+		}
+	}
+	return d, nil
+}
+
+// each calls add for every reading of a table of columns.
+func (c *column) each(add func(device, point string, t int64, value json.RawMessage, quality string)) error {
+	times := make([]int64, len(c.DT))
+	t := c.T0
+	for i, dt := range c.DT {
+		t += dt
+		times[i] = t
+	}
+	for p, col := range c.Values {
+		if len(col) != len(times) {
+			return fmt.Errorf("account: column %.40q has %d values for %d times", p, len(col), len(times))
+		}
+	}
+	for p, marks := range c.Q {
+		if len(marks) != len(times) {
+			return fmt.Errorf("account: q of column %.40q has %d words for %d times", p, len(marks), len(times))
+		}
+	}
+	for p, col := range c.Values {
+		for i, v := range col {
+			quality := ""
+			if q := c.Q[p]; q != nil && q[i] != nil {
+				quality = *q[i]
+			}
+			if string(v) == "null" {
+				v = nil
+			}
+			if v != nil || quality != "" {
+				add(c.Device, p, times[i], v, quality)
+			}
+		}
+	}
+	for p, marks := range c.Q {
+		if c.Values[p] != nil {
+			continue
+		}
+		for i, q := range marks {
+			if q != nil {
+				add(c.Device, p, times[i], nil, *q)
+			}
+		}
+	}
+	return nil
+}
+
+// normal returns a number without the zeros that only show decimals, so that
+// 230.10 and 230.1 are the same reading.
+func normal(v json.RawMessage) string {
+	s := string(v)
+	if s == "" || s[0] != '-' && (s[0] < '0' || s[0] > '9') || strings.ContainsAny(s, "eE") {
+		return s
+	}
+	if strings.Contains(s, ".") {
+		s = strings.TrimRight(strings.TrimRight(s, "0"), ".")
+	}
+	if s == "-0" {
+		s = "0"
+	}
+	return s
+}
