@@ -1,0 +1,156 @@
+package profile
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Limits says what a line can do.
+type Limits struct {
+	MaxRegisters int           // most registers in a request; 0 = 125
+	MaxBits      int           // most coils or inputs in a request; 0 = 2000
+	Char         time.Duration // one character on this line; 0 = TCP
+	Turnaround   time.Duration // what the device needs before it answers; 0 = 5 ms
+}
+
+// The limits of the Modbus specification.
+const (
+	maxRegisters = 125
+	maxBits      = 2000
+)
+
+// tcpOverhead is what one more request costs over TCP, in registers: a
+// round trip and a slot of the device are worth a few dozen of them.
+const tcpOverhead = 48
+
+// item is what must be read in one request: a point and its scale factor,
+// or several points that share registers.
+type item struct {
+	lo, hi int // [lo, hi)
+	points []int
+}
+
+// Plan returns the requests that read all points of the profile in the
+// least time: neighbours are merged where reading the gap between them
+// costs less than asking again. No request is larger than the limits, or
+// than the profile's own; none touches a forbidden address; a point is
+// never split, and stands in the same request as its scale factor.
+func (p *Profile) Plan(l Limits) []Request {
+	var out []Request
+	for t := Coils; t <= Input; t++ {
+		var items []item
+		for i := range p.codecs {
+			if c := &p.codecs[i]; c.table == t {
+				lo, hi := c.span()
+				items = append(items, item{lo, hi, []int{i}})
+			}
+		}
+		if len(items) > 0 {
+			out = p.planTable(t, items, l, out)
+		}
+	}
+	return out
+}
+
+// planTable finds the cheapest partition of the items, sorted by address,
+// into requests: best[j] is the least time for the first j of them.
+func (p *Profile) planTable(t Table, items []item, l Limits, out []Request) []Request {
+	slices.SortStableFunc(items, func(a, b item) int {
+		return cmp.Or(cmp.Compare(a.lo, b.lo), cmp.Compare(a.hi, b.hi))
+	})
+	limit := p.limit(t, l)
+	best := make([]int64, len(items)+1)
+	from := make([]int, len(items)+1)
+	for j := 1; j <= len(items); j++ {
+		best[j] = -1
+		hi := 0
+		for i := j - 1; i >= 0; i-- {
+			hi = max(hi, items[i].hi)
+			lo := items[i].lo
+			if i < j-1 && (hi-lo > limit || p.isForbidden(t, lo, hi) || p.gapTooWide(items[i:j])) {
+				break
+			}
+			if cost := best[i] + l.cost(t, hi-lo); best[j] < 0 || cost < best[j] {
+				best[j], from[j] = cost, i
+			}
+		}
+	}
+	first := len(out)
+	for j := len(items); j > 0; j = from[j] {
+		r := Request{Table: t, Address: uint16(items[from[j]].lo)}
+		hi := 0
+		for _, it := range items[from[j]:j] {
+			hi = max(hi, it.hi)
+			r.Points = append(r.Points, it.points...)
+		}
+		r.Count = uint16(hi - int(r.Address))
+		slices.Sort(r.Points)
+		out = append(out, r)
+	}
+	slices.Reverse(out[first:])
+	return out
+}
+
+// limit returns the most registers or bits of one request.
+func (p *Profile) limit(t Table, l Limits) int {
+	n, own, asked := maxRegisters, p.MaxRead, l.MaxRegisters
+	if t.Bits() {
+		n, own, asked = maxBits, p.MaxBits, l.MaxBits
+	}
+	for _, m := range [...]int{own, asked} {
+		if m > 0 {
+			n = min(n, m)
+		}
+	}
+	return n
+}
+
+// gapTooWide says whether the items leave a hole above the profile's max_gap.
+func (p *Profile) gapTooWide(items []item) bool {
+	if p.MaxGap == nil {
+		return false
+	}
+	hi := items[0].hi
+	for _, it := range items[1:] {
+		if it.lo-hi > *p.MaxGap {
+			return true
+		}
+		hi = max(hi, it.hi)
+	}
+	return false
+}
+
+func (p *Profile) isForbidden(t Table, lo, hi int) bool {
+	for _, f := range p.Forbidden {
+		if r := f.of(t); len(r) == 2 && lo <= r[1] && r[0] < hi {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *Region) of(t Table) []int {
+	return [...][]int{Coils: f.Coil, Discrete: f.Discrete, Holding: f.Holding, Input: f.Input}[t]
+}
+
+// cost is the time of one request: in nanoseconds on a serial line, in
+// registers over TCP.
+func (l Limits) cost(t Table, n int) int64 {
+	if l.Char <= 0 {
+		if t.Bits() {
+			return tcpOverhead + int64(n+15)/16
+		}
+		return tcpOverhead + int64(n)
+	}
+	turnaround := l.Turnaround
+	if turnaround <= 0 {
+		turnaround = 5 * time.Millisecond
+	}
+	// Request 8 characters, answer 5 and the data, two silences of 3.5.
+	chars := int64(8 + 5 + 7 + 2*n)
+	if t.Bits() {
+		chars = int64(8 + 5 + 7 + (n+7)/8)
+	}
+	return chars*int64(l.Char) + int64(turnaround)
+}
