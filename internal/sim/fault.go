@@ -1,0 +1,80 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// FaultKind says what goes wrong with an answer.
+type FaultKind uint8
+
+// The kinds of fault. What "on TCP" means is Modbus TCP; RTU frames over TCP
+// behave as on a serial line.
+const (
+	None          FaultKind = iota
+	Silent                  // no answer
+	Late                    // the answer comes Delay later, and so does what this unit is asked meanwhile
+	Garbled                 // one byte is another; on TCP, which has no checksum, a byte of the header
+	Split                   // the answer comes in pieces with pauses of Delay (0: 5 ms)
+	NoiseBefore             // 1 to 8 foreign bytes before the answer
+	NoiseAfter              // 1 to 8 foreign bytes after the answer
+	OtherUnit               // the answer carries the next unit's number, with a right checksum
+	OtherFunction           // the answer carries another function code, with a right checksum
+	OtherCount              // the answer holds one register or eight bits less than asked
+	Echo                    // the request comes back first, as from a half-duplex adapter
+	WrongID                 // on TCP another transaction number; no fault elsewhere
+	Exception               // refused with exception Code (0: 4)
+	Doubled                 // the answer comes again Delay later
+	Short                   // the second half of the answer is missing
+	Hangup                  // the connection is closed instead of an answer; Silent on a serial line
+)
+
+var faultNames = [...]string{"none", "silent", "late", "garbled", "split", "noise-before",
+	"noise-after", "other-unit", "other-function", "other-count", "echo", "wrong-id",
+	"exception", "doubled", "short", "hangup"}
+
+// String returns the word for the kind, such as "late".
+func (k FaultKind) String() string {
+	if int(k) < len(faultNames) {
+		return faultNames[k]
+	}
+	return "unknown"
+}
+
+// Fault is what goes wrong with one answer. The zero Fault is none.
+type Fault struct {
+	Kind  FaultKind
+	Delay time.Duration // of Late, Doubled and Split
+	Code  byte          // of Exception
+}
+
+// Request is what a Plan may look at.
+type Request struct {
+	N        int // number of this request at this slave, from 1
+	Unit     byte
+	Function byte
+	Address  uint16
+	Count    uint16
+}
+
+// Plan decides what goes wrong with a request. It is called under the
+// slave's lock, once for each request to a unit that is there and on.
+type Plan func(Request) Fault
+
+// Random returns a plan that gives a share (0 to 1) of all requests one of
+// the faults; the same seed gives the same faults to the same sequence.
+func Random(seed uint64, share float64, faults ...Fault) Plan {
+	rng := rand.New(rand.NewPCG(seed, 0x7469646567617465))
+	return func(Request) Fault {
+		if len(faults) == 0 || rng.Float64() >= share {
+			return Fault{}
+		}
+		return faults[rng.IntN(len(faults))]
+	}
+}
+
+// At returns a plan that gives the n-th request (from 1) its fault and all
+// others none.
+func At(faults map[int]Fault) Plan {
+	return func(r Request) Fault { return faults[r.N] }
+}
