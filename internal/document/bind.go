@@ -148,7 +148,7 @@ func (b *binder) structure(n *node, e *entry, v reflect.Value, path string) {
 		}
 	}
 	for _, f := range fs {
-		if f.required && !n.has(f.name) && !(n == b.d.root && b.d.broken) && !e.claims(f.name, n) {
+		if f.required && !n.has(f.name) && !(n == b.d.root && b.d.broken) && !n.claims(f.name) {
 			p := Problem{Path: join(path, f.name), Code: CodeMissing, Msg: fmt.Sprintf("%q is missing", f.name), Hint: f.doc}
 			if path != "" {
 				p.Msg += " in " + path
@@ -181,6 +181,9 @@ func (b *binder) notMapping(n *node, e *entry, path string, names []string) {
 	if n.kind == sequence {
 		hint = `write the keys without "- "`
 	}
+	if key, value, ok := strings.Cut(n.text, ":"); n.kind == scalar && !n.quoted && ok && slices.Contains(names, key) {
+		hint = fmt.Sprintf("a space is missing: write %q", key+": "+value)
+	}
 	b.fail(n, e, path, name+" must be a mapping of keys, not "+n.say(), hint, "")
 }
 
@@ -192,8 +195,8 @@ func (b *binder) unknown(n *node, c *entry, names []string, path string) int {
 	take := -1
 	if s := synonym(c.key, free); s != "" && fold(s) != fold(c.key) {
 		p.Suggest, c.hinted = s, s
-	} else if s := Nearest(c.key, []string{c.key}); s == "" {
-		p.Hint = "known here: " + list(names, 12)
+	} else if s := synonym(c.key, names); s != "" && fold(s) != fold(c.key) {
+		p.Hint = fmt.Sprintf("%q says this already", s)
 	} else if home := b.home(c.key); home != "" {
 		p.Hint = fmt.Sprintf("%q belongs under %s", c.key, home)
 	} else if s := Nearest(c.key, free); s != "" {
@@ -315,6 +318,13 @@ func (b *binder) text(n *node, e *entry, v reflect.Value, path string) {
 				hint = h.Hint()
 			}
 			p := Problem{Hint: hint}
+			if point := strings.Replace(n.text, ",", ".", 1); point != n.text {
+				_, bad := strconv.ParseFloat(point, 64)
+				again := reflect.New(v.Type()).Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(point))
+				if bad == nil && again == nil {
+					p.Hint, p.Suggest = "the decimal sign is a point", point
+				}
+			}
 			if m := didYouMean.FindStringSubmatchIndex(hint); m != nil {
 				p.Suggest, p.Hint = hint[m[2]:m[3]], hint[:m[0]]
 			}
@@ -355,6 +365,7 @@ func (b *binder) keyed(n *node, e *entry, v reflect.Value, path string) {
 		at := join(path, c.key)
 		if c.value.kind == scalar && !reflect.PointerTo(base).Implements(textType) &&
 			slices.ContainsFunc(b.known(base), func(f field) bool { return f.name == c.key }) {
+			c.hinted = c.key
 			b.d.at(Problem{Path: at, Code: CodeValue, Msg: fmt.Sprintf("a name is missing above %q", c.key),
 				Hint: fmt.Sprintf("%s: holds names, and the keys stand under a name", last(path))}, c.line, c.col, c.length)
 			continue

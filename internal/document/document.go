@@ -108,9 +108,18 @@ func (d *Document) Text(path string) (text string, ok bool) {
 	return n.text, true
 }
 
+// Failed reports whether an error stands at path or below it.
+func (d *Document) Failed(path string) bool {
+	return slices.ContainsFunc(d.problems, func(p Problem) bool {
+		after, ok := strings.CutPrefix(p.Path, path)
+		return ok && !p.Warning && (after == "" || after[0] == '.' || after[0] == '[')
+	})
+}
+
 // Report adds an error at the value of path, or at its nearest parent that
 // is in the file. It says nothing if an error stands at the same path
-// already. A hint may end in `did you mean "x"?`: x becomes Suggest.
+// already, or if the error only follows from another: the value was refused
+// or has the wrong shape, or the missing key is there under another name. A hint may end in `did you mean "x"?`: x becomes Suggest.
 func (d *Document) Report(path, code, msg, hint string) { d.report(path, code, msg, hint, false) }
 
 // Warn is Report for what does not stop the file from being used.
@@ -139,7 +148,7 @@ func (d *Document) report(path, code, msg, hint string, warning bool) {
 			return
 		}
 	}
-	if rest != "" && e.claims(rest, n) {
+	if !warning && (code == CodeValue || code == CodeMissing) && n.explains(rest) {
 		return
 	}
 	p := Problem{Path: path, Code: code, Msg: msg, Hint: hint, Warning: warning}
@@ -260,16 +269,25 @@ type entry struct {
 	value  *node
 }
 
-// claims reports whether the mapping n, held by e, has an unknown key that
-// was already said to stand for the missing key of rest.
-func (e *entry) claims(rest string, n *node) bool {
-	if n == nil {
+// claims reports whether the mapping n has an unknown key that was already
+// said to stand for the missing key of rest.
+func (n *node) claims(rest string) bool {
+	return n != nil && slices.ContainsFunc(n.entries, func(c *entry) bool { return c.hinted != "" && c.hinted == rest })
+}
+
+// explains reports whether an error at rest under n follows from one that
+// was said already: the value was refused, it has the wrong shape, or one of
+// its keys is not understood.
+func (n *node) explains(rest string) bool {
+	switch {
+	case n == nil:
 		return false
+	case n.kind == lost, rest != "" && (n.kind == scalar || n.kind == sequence):
+		return true
+	case slices.ContainsFunc(n.entries, func(c *entry) bool { return c.value.kind == lost }):
+		return true
+	case rest == "":
+		return slices.ContainsFunc(n.entries, func(c *entry) bool { return c.hinted != "" })
 	}
-	for _, c := range n.entries {
-		if c.hinted != "" && c.hinted == rest {
-			return true
-		}
-	}
-	return false
+	return n.claims(rest)
 }

@@ -156,8 +156,11 @@ func TestMessages(t *testing.T) {
 		{"id: x\ndevices:\n  - unit: 3", `2:1 config-value "devices" must be a mapping of names, not a list | write "NAME:" and the keys under it, without "- "`},
 		{"id: x\nunit: 3", `2:1 config-key unknown key "unit" | "unit" belongs under devices.NAME`},
 		{"id: x\nlog: {levle: info}", `2:7 config-key unknown key "levle" | did you mean "level"?`},
-		{"id: x\nlog: {level: information}", `2:14 config-value unknown level "information" | expected debug, info or warn`},
+		{"id: x\nlog: {level: information}", `2:14 config-value unknown level "information" | expected debug, info or warn; did you mean "info"?`},
 		{"id: x\nlog: {level: INFO}", `2:14 config-value unknown level "INFO" | expected debug, info or warn; did you mean "info"?`},
+		{"id: x\ndevices: {a: {points: {p: {scale: 0,1, input: 2}}}}", `2:35 config-value scale: "0,1" is not a number | the decimal sign is a point; did you mean "0.1"?`},
+		{"id: x\ndevices: {a: {unit: 3 every: 5s}}", `2:21 config-syntax ": " inside a value | is a comma missing before the next key? if it is text, put it in quotes`},
+		{"id: x\nlog:\n  level:info", `3:3 config-value "log" must be a mapping of keys, not "level:info" | a space is missing: write "level: info"`},
 		{"id: x\non: yes", `2:5 config-value on: "yes" is not true or false | expected true or false; did you mean "true"?`},
 		{"id: x\nratio: 1,5", `2:8 config-value ratio: "1,5" is not a number | the decimal sign is a point; did you mean "1.5"?`},
 		{"id: x\nratio: .nan", `2:8 config-value ratio: ".nan" is not a number | `},
@@ -295,7 +298,7 @@ func TestExcerpt(t *testing.T) {
 func TestNearest(t *testing.T) {
 	known := []string{"connect", "line", "timeout", "unit", "max_loss"}
 	for word, want := range map[string]string{"conect": "connect", "Line": "line", "max-loss": "max_loss", "maxLoss": "max_loss",
-		"tiemout": "timeout", "unti": "unit", "": "", "xyz": "", "un": "", "a": "", "time": ""} {
+		"tiemout": "timeout", "unti": "unit", "": "", "xyz": "", "un": "", "a": "", "tim": "", "time": "timeout", "connection": "connect"} {
 		if got := Nearest(word, known); got != want {
 			t.Errorf("%q: got %q, want %q", word, got, want)
 		}

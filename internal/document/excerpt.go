@@ -215,7 +215,7 @@ func wrap(text string, first, rest int, indent string) []string {
 	}
 	var lines []string
 	line, room := "", first
-	for _, w := range strings.Split(text, " ") {
+	for _, w := range words(text) {
 		switch {
 		case line == "":
 			line = w
@@ -227,6 +227,19 @@ func wrap(text string, first, rest int, indent string) []string {
 		}
 	}
 	return append(lines, line)
+}
+
+// words splits at spaces, but not inside quotes.
+func words(text string) []string {
+	var out []string
+	for _, w := range strings.Split(text, " ") {
+		if n := len(out); n > 0 && strings.Count(out[n-1], `"`)%2 == 1 && strings.Count(text, `"`)%2 == 0 && len(out[n-1])+len(w) < 60 {
+			out[n-1] += " " + w
+			continue
+		}
+		out = append(out, w)
+	}
+	return out
 }
 
 // ascii replaces what a serial console cannot show by "?".

@@ -295,6 +295,11 @@ func (d *Document) refuse(n *node) {
 		n.kind = lost
 		return
 	}
+	if line := d.lineText(n.line); n.kind == scalar && !n.quoted && strings.Contains(n.text, ": ") && n.col <= runes(line) {
+		d.syntax(n.line, n.col, n.length, `": " inside a value`, "is a comma missing before the next key? if it is text, put it in quotes")
+		n.kind = lost
+		return
+	}
 	if n.kind == scalar && !n.quoted && !d.written(n.text, n.line, n.col) {
 		d.syntax(n.line, n.col, n.length, "this value cannot be read as it stands", "put it in quotes; is there a tab in it?")
 		n.kind = lost
@@ -366,7 +371,13 @@ func convert(n ast.Node) *node {
 	case *ast.MappingNode:
 		out.kind, out.length = mapping, 1
 		for _, v := range n.Values {
-			out.entries = append(out.entries, convertEntry(v))
+			e := convertEntry(v)
+			if k := len(out.entries); n.IsFlowStyle && k > 0 && decimalComma(out.entries[k-1].value, e) {
+				out.entries[k-1].value.text += "," + e.key
+				out.entries[k-1].value.length += 1 + e.length
+				continue
+			}
+			out.entries = append(out.entries, e)
 		}
 		if !n.IsFlowStyle && len(out.entries) > 0 {
 			out.line, out.col, out.length = out.entries[0].line, out.entries[0].col, out.entries[0].length
@@ -403,6 +414,14 @@ func convert(n ast.Node) *node {
 		out.text = refused + `the character "\0"`
 	}
 	return out
+}
+
+// decimalComma reports whether e is the rest of a number: {scale: 0,1} is
+// the keys scale and 1 to YAML.
+func decimalComma(before *node, e *entry) bool {
+	digits := func(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
+	return before.kind == scalar && !before.quoted && digits(strings.TrimPrefix(before.text, "-")) &&
+		e.value.kind == null && digits(e.key) && e.line == before.line && e.col == before.col+before.length+1
 }
 
 func convertEntry(v *ast.MappingValueNode) *entry {

@@ -18,6 +18,9 @@ func (b *binder) scalar(n *node, v reflect.Value, f *field, path string) *mistak
 	name := last(path)
 	if v.Type() == durationType {
 		d, bad := parseDuration(n.text)
+		if bad != nil && strings.TrimLeft(n.text, "0123456789") == "" && len(n.text) > 2 && short(name) {
+			bad.suggest = n.text + "ms"
+		}
 		if bad == nil {
 			bad = inRange(n.text, float64(d), f, func(s string) float64 { x, _ := parseDuration(s); return float64(x) })
 		}
@@ -152,6 +155,9 @@ func expected(f *field) string {
 func wrongWord(word string, enum []string, name string) *mistake {
 	words := slices.DeleteFunc(slices.Clone(enum), func(s string) bool { return s == "" })
 	m := &mistake{msg: fmt.Sprintf("unknown %s %s", strings.ReplaceAll(name, "_", " "), quote(word)), suggest: Nearest(word, words)}
+	if said := trade[fold(word)]; m.suggest == "" && slices.Contains(words, said) {
+		m.suggest = said
+	}
 	switch len(words) {
 	case 0:
 	case 1:
@@ -160,6 +166,14 @@ func wrongWord(word string, enum []string, name string) *mistake {
 		m.hint = "expected " + strings.Join(words[:len(words)-1], ", ") + " or " + words[len(words)-1]
 	}
 	return m
+}
+
+// trade holds what other tools call the words of ours.
+var trade = map[string]string{
+	"int8": "s8", "i8": "s8", "uint8": "u8", "byte": "u8", "int16": "s16", "i16": "s16", "short": "s16",
+	"uint16": "u16", "word": "u16", "int32": "s32", "i32": "s32", "int": "s32", "long": "s32", "uint32": "u32", "dword": "u32",
+	"int64": "s64", "i64": "s64", "uint64": "u64", "qword": "u64", "float": "f32", "float32": "f32", "real": "f32",
+	"double": "f64", "float64": "f64", "bool": "bit", "boolean": "bit", "text": "string", "str": "string", "ascii": "string",
 }
 
 func truth(s string) string {
@@ -263,6 +277,11 @@ func parseDuration(s string) (time.Duration, *mistake) {
 		m.suggest = number + unit
 	}
 	return 0, m
+}
+
+// short tells a time that people think of in milliseconds.
+func short(name string) bool {
+	return slices.ContainsFunc([]string{"timeout", "gap", "turnaround", "delay", "after"}, func(w string) bool { return strings.Contains(name, w) })
 }
 
 func duration(s string) (time.Duration, bool) {

@@ -6,8 +6,9 @@ import (
 )
 
 // Nearest returns the word of known that was probably meant: the same letters
-// in another case or with other separators, or a few letters off. It returns
-// "" if none is near enough. Of equally near words the first one counts.
+// in another case or with other separators, a few letters off, or cut short
+// or drawn out (warn for warning). It returns "" if none is near enough. Of
+// equally near words the first one counts.
 func Nearest(word string, known []string) string {
 	w := fold(word)
 	if w == "" {
@@ -32,6 +33,18 @@ func Nearest(word string, known []string) string {
 		// A short word that is wholly another one is not a typing mistake.
 		if d := distance(w, f); d <= limit && d < len([]rune(f)) && d < len([]rune(w)) {
 			best, limit = k, d-1
+		}
+	}
+	if best != "" {
+		return best
+	}
+	for _, k := range known {
+		f := fold(k)
+		if len(f) >= 4 && strings.HasPrefix(w, f) || len(w) >= 4 && strings.HasPrefix(f, w) {
+			if best != "" {
+				return "" // several
+			}
+			best = k
 		}
 	}
 	return best

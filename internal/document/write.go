@@ -136,7 +136,7 @@ func (w *writer) flow(v reflect.Value, f reflect.StructField, zeros bool) string
 	switch v.Kind() {
 	case reflect.String:
 		if f.Tag.Get("secret") == "true" && v.String() != "" {
-			return `"` + Redacted(v.String()) + `"`
+			return `"` + redacted(v.String()) + `"`
 		}
 		return plain(v.String())
 	case reflect.Bool:
@@ -224,9 +224,9 @@ func quoted(s string) string {
 	return b.String()
 }
 
-// Redacted stands for a secret: it shows whether two are the same, not what
+// redacted stands for a secret: it shows whether two are the same, not what
 // they are.
-func Redacted(secret string) string {
+func redacted(secret string) string {
 	sum := sha256.Sum256([]byte(secret))
 	return fmt.Sprintf("<redacted sha256:%x>", sum[:2])
 }
