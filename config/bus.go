@@ -1,0 +1,441 @@
+package config
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"tidegate/driver"
+	"tidegate/driver/profile"
+	"tidegate/internal/document"
+)
+
+// Codes of the checks that only the whole file allows.
+const (
+	codeProfile  = "profile"      // unknown profile, or one that does not fit
+	codeOverload = "bus-overload" // the polls do not fit into their periods
+	codeTiming   = "timing"       // a period shorter than a timeout
+	codeTwice    = "config-twice" // two things that must differ
+	codeMixed    = "framing-mixed"
+	codeAddress  = "address" // an address that is probably meant otherwise
+)
+
+// buses resolves every device and checks what concerns more than one section.
+func (p *parser) buses() {
+	owner := map[string]string{} // device -> bus
+	ends := map[string]end{}     // endpoint -> the bus that has it
+	for i := range p.cfg.Buses {
+		b := &p.cfg.Buses[i]
+		path := "buses." + b.Name
+		p.name(path, b.Name, "a bus")
+		at := parseEnd(b.Connect)
+		at.bus = b.Name
+		for k := range b.Devices {
+			d := &b.Devices[k]
+			dpath := path + ".devices." + d.Name
+			if p.name(dpath, d.Name, "a device") {
+				if other, ok := owner[d.Name]; ok {
+					p.doc.Report(dpath, codeTwice, fmt.Sprintf("device %q is on bus %q already", d.Name, other),
+						"a device name is unique in the gateway")
+				}
+				owner[d.Name] = b.Name
+			}
+			p.resolve(d, dpath, at)
+		}
+		p.line(b, path, at)
+		p.units(b, path, at)
+		p.connect(path, b.Connect)
+		p.mode(path, b.Line)
+		b.Validate(p.doc.Section(path))
+		p.endpoint(at, ends, path)
+		p.times(b, path, at)
+	}
+}
+
+// resolve gives a device its map of points.
+func (p *parser) resolve(d *driver.Device, path string, at end) {
+	switch {
+	case d.Profile != "":
+		if !slices.Contains(p.lib.Names(), d.Profile) {
+			hint := "tidegate profile list shows all"
+			near := document.Nearest(d.Profile, p.lib.Names())
+			if near != "" {
+				hint = ""
+			}
+			p.doc.Report(path+".profile", codeProfile, fmt.Sprintf("unknown profile %q", d.Profile), didYouMean(hint, near))
+			return
+		}
+		m, err := p.lib.Get(d.Profile)
+		if err != nil {
+			p.doc.Report(path+".profile", codeProfile, fmt.Sprintf("profile %q cannot be used: %v", d.Profile, err), "tidegate profile test "+d.Profile)
+			return
+		}
+		if p.transport(d, m, path+".profile", at) {
+			d.Map = m
+		}
+	case len(d.Points) > 0:
+		if at.listens() && d.Frames == nil {
+			if !p.doc.Failed(path + ".frames") {
+				p.doc.Report(path+".frames", document.CodeMissing, fmt.Sprintf(`"frames" is missing in %s`, path),
+					"say how the bytes are cut, such as frames: {kind: line, end: CRLF, check: nmea}")
+			}
+			return
+		}
+		if p.doc.Failed(path + ".frames") {
+			return // what the points may be depends on the frames
+		}
+		p.manualNumbers(d, path)
+		m, issues := profile.Custom(d.Name, d.Points, d.Frames)
+		issues = slices.DeleteFunc(issues, func(is profile.Issue) bool {
+			parts := strings.SplitN(is.Path, ".", 3)
+			return len(parts) > 1 && parts[0] == "points" && p.doc.Failed(path+".points."+parts[1])
+		})
+		if len(issues) == 0 && p.doc.Failed(path+".points") {
+			return
+		}
+		for _, is := range issues {
+			full := path + "." + is.Path
+			code := document.CodeValue
+			if !p.doc.Has(full) {
+				code = document.CodeMissing
+			}
+			p.doc.Report(full, code, is.Msg, is.Hint)
+		}
+		if len(issues) == 0 && p.transport(d, m, path+".points", at) {
+			d.Map = m
+		}
+	}
+}
+
+// manualNumbers warns of wire addresses that look like the numbers of a
+// manual, which count from 1 and begin with the digit of the table.
+func (p *parser) manualNumbers(d *driver.Device, path string) {
+	for _, pt := range d.Points {
+		for _, c := range []struct {
+			key   string
+			addr  *int
+			first int
+		}{{"holding", pt.Holding, 40001}, {"input", pt.Input, 30001}, {"discrete", pt.Discrete, 10001}} {
+			if c.addr != nil && *c.addr >= c.first && *c.addr < c.first+9999 {
+				p.doc.Warn(path+".points."+pt.Name+"."+c.key, codeAddress,
+					fmt.Sprintf("%s: %d is a wire address, counted from 0", c.key, *c.addr),
+					fmt.Sprintf("if it is the number of the manual, write register: %d", *c.addr))
+			}
+		}
+	}
+}
+
+// transport checks a device against the kind of its connection; false if
+// they do not go together.
+func (p *parser) transport(d *driver.Device, m *profile.Profile, path string, at end) bool {
+	if at.scheme == "" {
+		return true
+	}
+	listens := at.listens()
+	what := fmt.Sprintf("profile %q", d.Profile)
+	if d.Profile == "" {
+		what = fmt.Sprintf("device %q", d.Name)
+	}
+	switch {
+	case m.Transport == "serial" && !listens:
+		scheme := "serial"
+		if at.host != "" {
+			scheme = "serial+tcp"
+		}
+		p.doc.Report(path, codeProfile, fmt.Sprintf("%s talks by itself; %s:// asks with Modbus", what, at.scheme),
+			fmt.Sprintf("connect: %s://%s", scheme, at.rest))
+	case m.Transport != "serial" && listens:
+		scheme := "rtu"
+		if at.host != "" {
+			scheme = "rtu+tcp"
+		}
+		p.doc.Report(path, codeProfile, fmt.Sprintf("%s speaks Modbus; %s:// only listens", what, at.scheme),
+			fmt.Sprintf("connect: %s://%s", scheme, at.rest))
+	default:
+		return true
+	}
+	return false
+}
+
+// line fills in the line setting from the profiles of the devices.
+func (p *parser) line(b *driver.Options, path string, at end) {
+	if b.Line != "" || at.scheme == "" || at.host != "" {
+		return
+	}
+	var lines, says []string
+	open := false
+	for _, d := range b.Devices {
+		switch {
+		case d.Map == nil:
+			open = true
+		case d.Map.Line != "" && !slices.Contains(lines, d.Map.Line):
+			lines = append(lines, d.Map.Line)
+			says = append(says, fmt.Sprintf("%s wants %s", d.Name, d.Map.Line))
+		}
+	}
+	switch {
+	case len(lines) == 1:
+		b.Line = lines[0]
+	case len(lines) > 1:
+		p.doc.Report(path+".line", document.CodeMissing, fmt.Sprintf(`"line" is missing in %s, and its devices differ`, path),
+			strings.Join(says, ", ")+"; set all to one and write it here")
+	case !open && len(b.Devices) > 0:
+		p.doc.Report(path+".line", document.CodeMissing, fmt.Sprintf(`"line" is missing in %s`, path),
+			"write speed and format as the devices are set, such as line: 9600 8N1")
+	}
+}
+
+// units checks the unit addresses of one bus and fills in defaults.
+func (p *parser) units(b *driver.Options, path string, at end) {
+	if at.scheme == "" {
+		return
+	}
+	network := at.scheme == "tcp"
+	listens := at.listens()
+	first := map[int]string{}
+	for k := range b.Devices {
+		d := &b.Devices[k]
+		key := path + ".devices." + d.Name + ".unit"
+		given := p.doc.Has(key)
+		if listens {
+			if given {
+				p.doc.Report(key, document.CodeValue, "unit: a device that talks by itself has no unit", "remove it")
+			}
+			continue
+		}
+		if d.Map == nil && d.Profile != "" || p.doc.Failed(path+".devices."+d.Name+".profile") {
+			continue // the profile is the mistake
+		}
+		if !given && d.Map != nil {
+			d.Unit = d.Map.Unit
+		}
+		switch {
+		case !given && d.Unit == 0:
+			p.doc.Report(key, document.CodeMissing, fmt.Sprintf(`"unit" is missing in %s.devices.%s`, path, d.Name),
+				"write the address that is set in the device, 1 to 247")
+			continue
+		case network && d.Unit > 247 && d.Unit != 255:
+			p.doc.Report(key, document.CodeValue, fmt.Sprintf("unit: %d is reserved", d.Unit), "expected 1 to 247; 255 or 0 for the endpoint itself")
+			continue
+		case !network && (d.Unit < 1 || d.Unit > 247):
+			p.doc.Report(key, document.CodeValue, fmt.Sprintf("unit: %d is outside 1 to 247", d.Unit), "0 is for broadcasts, and from 248 on all is reserved")
+			continue
+		}
+		if other, ok := first[d.Unit]; ok {
+			p.doc.Report(key, codeTwice, fmt.Sprintf("unit %d is %s already", d.Unit, other), "two devices with one unit on a bus answer at the same time")
+			continue
+		}
+		first[d.Unit] = d.Name
+	}
+}
+
+// end is a connect string taken apart; scheme is "" if it is not valid.
+type end struct {
+	scheme, host, port, rest, bus string
+}
+
+// listens tells lines whose devices talk by themselves.
+func (e end) listens() bool { return e.scheme == "serial" || e.scheme == "serial+tcp" }
+
+func parseEnd(connect string) end {
+	u, err := url.Parse(connect)
+	if err != nil {
+		return end{}
+	}
+	e := end{scheme: u.Scheme, host: u.Hostname(), port: u.Port(), rest: u.Host + u.Path}
+	switch u.Scheme {
+	case "tcp", "rtu+tcp", "serial+tcp":
+		if e.host == "" {
+			return end{}
+		}
+		if e.port == "" && u.Scheme == "tcp" {
+			e.port = "502"
+		}
+	case "rtu", "ascii", "serial":
+		if e.host != "" || u.Path == "" {
+			return end{}
+		}
+	default:
+		return end{}
+	}
+	return e
+}
+
+// endpoint checks that no two buses share a port or mix framings on a host.
+func (p *parser) endpoint(at end, ends map[string]end, path string) {
+	if at.scheme == "" {
+		return
+	}
+	key := at.rest
+	if at.host != "" {
+		key = at.host + ":" + at.port
+	}
+	if other, ok := ends[key]; ok {
+		if other.scheme != at.scheme {
+			p.doc.Report(path+".connect", codeMixed, fmt.Sprintf("bus %q has this endpoint as %s://", other.bus, other.scheme),
+				"one endpoint speaks one framing; find out which and keep one bus")
+		} else {
+			p.doc.Report(path+".connect", codeTwice, fmt.Sprintf("bus %q has this connection already", other.bus),
+				"put all devices of one line under one bus")
+		}
+		return
+	}
+	ends[key] = at
+	if at.host == "" {
+		return
+	}
+	if other, ok := ends[at.host]; ok && other.scheme != at.scheme {
+		p.doc.Warn(path+".connect", codeMixed, fmt.Sprintf("%s is %s:// here and %s:// on bus %q", at.host, at.scheme, other.scheme, other.bus),
+			"RTU frames and Modbus TCP differ; is that what both ports speak?")
+	} else if !ok {
+		ends[at.host] = at
+	}
+}
+
+// BusLoad is the computed plan of one bus.
+type BusLoad struct {
+	Name     string
+	Line     string        // as it is set; "" on a network
+	Devices  int           // devices that are polled
+	Requests int           // in one round of all devices
+	Round    time.Duration // what one round of all devices takes
+	Least    float64       // share of the bus time if every device answered at once
+	Load     float64       // share of the bus time as planned; 1 = always busy
+}
+
+// Loads returns the plan of each bus that is polled, in file order.
+func (c *Config) Loads() []BusLoad { return c.loads }
+
+// What a device takes to answer, where the file does not say.
+const (
+	serialTurnaround  = 20 * time.Millisecond
+	networkTurnaround = 5 * time.Millisecond
+)
+
+// times fills in periods and timeouts and computes the load of the bus.
+func (p *parser) times(b *driver.Options, path string, at end) {
+	if at.scheme == "" {
+		return
+	}
+	serialPort := at.host == ""
+	if b.Timeout == 0 {
+		b.Timeout = time.Second
+		if serialPort {
+			b.Timeout = 500 * time.Millisecond
+		}
+	}
+	if at.listens() {
+		return
+	}
+	load := BusLoad{Name: b.Name, Line: b.Line}
+	char, silence := charTime(b.Line)
+	turnaround := b.Turnaround
+	if turnaround == 0 {
+		turnaround = networkTurnaround
+		if at.scheme != "tcp" {
+			turnaround = serialTurnaround
+		}
+	}
+	var periods []time.Duration
+	for k := range b.Devices {
+		d := &b.Devices[k]
+		if d.Map == nil {
+			continue
+		}
+		if d.Every == 0 {
+			d.Every = d.Map.Every
+		}
+		if d.Every == 0 {
+			d.Every = 10 * time.Second
+		}
+		if d.Timeout == 0 && d.Map.Timeout > b.Timeout {
+			d.Timeout = d.Map.Timeout
+		}
+		timeout := max(d.Timeout, b.Timeout)
+		if d.Timeout > 0 {
+			timeout = d.Timeout
+		}
+		if d.Every > 0 && d.Every < timeout {
+			p.doc.Warn(path+".devices."+d.Name+".every", codeTiming,
+				fmt.Sprintf("every %s is shorter than the timeout of %s", document.FormatDuration(d.Every), document.FormatDuration(timeout)),
+				"one answer that stays out makes the next polls late")
+		}
+		wait := max(silence, b.Gap, d.Map.Gap)
+		var least, planned time.Duration
+		for _, r := range d.Map.Plan(profile.Limits{Char: char, Turnaround: b.Turnaround}) {
+			bytes := exchangeBytes(at.scheme, r)
+			least += time.Duration(bytes)*char + 2*silence
+			planned += time.Duration(bytes)*char + wait + silence + turnaround
+			load.Requests++
+		}
+		load.Devices++
+		load.Round += planned
+		load.Least += least.Seconds() / d.Every.Seconds()
+		load.Load += planned.Seconds() / d.Every.Seconds()
+		periods = append(periods, d.Every)
+	}
+	if load.Devices == 0 {
+		return
+	}
+	p.cfg.loads = append(p.cfg.loads, load)
+	says := fmt.Sprintf("%s needs %s per round, interval is %s", b.Name, seconds(load.Round), seconds(periods[0]))
+	if slices.Max(periods) != slices.Min(periods) {
+		says = fmt.Sprintf("%s needs %s per round, and would be busy %.0f %% of the time", b.Name, seconds(load.Round), 100*load.Load)
+	}
+	switch {
+	case load.Least > 1:
+		p.doc.Report(path, codeOverload, says+": this cannot fit", "raise every, or the speed of the line, or split the bus")
+	case load.Load > 1:
+		p.doc.Warn(path, codeOverload, says, "")
+	}
+}
+
+// seconds writes a time the way people say it: 14.2 s.
+func seconds(d time.Duration) string {
+	if d >= 10*time.Second && d%time.Second == 0 {
+		return strconv.Itoa(int(d/time.Second)) + " s"
+	}
+	s := strconv.FormatFloat(d.Seconds(), 'f', 2, 64)
+	if d >= 10*time.Second {
+		s = strconv.FormatFloat(d.Seconds(), 'f', 1, 64)
+	}
+	return strings.TrimRight(strings.TrimRight(s, "0"), ".") + " s"
+}
+
+// exchangeBytes counts the characters of a request and its answer.
+func exchangeBytes(scheme string, r profile.Request) int {
+	data := 2 * int(r.Count)
+	if r.Table.Bits() {
+		data = (int(r.Count) + 7) / 8
+	}
+	if scheme == "ascii" {
+		return 17 + 11 + 2*data
+	}
+	return 8 + 5 + data
+}
+
+// charTime returns the time of one character of a line such as "9600 8E1"
+// and the 3.5 characters of silence between frames; 0 without a valid line.
+func charTime(line string) (char, silence time.Duration) {
+	f := strings.Fields(line)
+	if len(f) != 2 || len(f[1]) != 3 {
+		return 0, 0
+	}
+	baud, err := strconv.Atoi(f[0])
+	if err != nil || baud <= 0 {
+		return 0, 0
+	}
+	bits := 1 + int(f[1][0]-'0') + int(f[1][2]-'0')
+	if f[1][1] != 'N' && f[1][1] != 'n' {
+		bits++
+	}
+	char = time.Duration(bits) * time.Second / time.Duration(baud)
+	silence = char * 7 / 2
+	if baud > 19200 {
+		silence = 1750 * time.Microsecond
+	}
+	return char, silence
+}

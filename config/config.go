@@ -1,0 +1,317 @@
+// Package config reads the one file an installer writes.
+//
+// A section of the file is a struct of the package that obeys it, with its
+// own defaults and Validate; what only the whole file can tell is checked
+// here: names that must be unique, units on a bus, profiles against the kind
+// of connection, the time a poll round takes. After Load nothing can be wrong
+// but the world.
+package config
+
+import (
+	"crypto/sha256"
+	_ "embed"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"tidegate/buffer"
+	"tidegate/driver"
+	"tidegate/driver/profile"
+	"tidegate/internal/document"
+	"tidegate/internal/telemetry"
+	"tidegate/uplink"
+)
+
+// Problem is one finding in the file; Text prints it with its excerpt.
+type Problem = document.Problem
+
+// Config is the whole file. What Load and Parse return is complete: every
+// default is filled in, every device has its Map and Base.
+type Config struct {
+	Gateway Gateway          `yaml:"gateway" doc:"Who this gateway is."`
+	Buses   []driver.Options `yaml:"buses,keyed" required:"true" doc:"The lines, by name: serial ports and network endpoints with the devices on them."`
+	Rules   []Rule           `yaml:"rules,keyed" doc:"What makes an event, by name."`
+	Buffer  buffer.Options   `yaml:"buffer" doc:"What is kept while the uplink is away."`
+	Uplink  uplink.Options   `yaml:"uplink" required:"true" doc:"Where the readings go, such as uplink: {url: mqtts://HOST:8883}."`
+	Status  Status           `yaml:"status" doc:"What the gateway shows locally."`
+	Log     Log              `yaml:"log" doc:"What the agent writes to its log."`
+
+	catalog *telemetry.Catalog
+	loads   []BusLoad
+}
+
+// Gateway names this gateway.
+type Gateway struct {
+	ID     string            `yaml:"id" doc:"Name of this gateway: 1 to 64 of A-Z a-z 0-9 . _ -; default: the host name."`
+	Site   string            `yaml:"site" doc:"Where it stands; a level of the MQTT topics."`
+	Labels map[string]string `yaml:"labels" doc:"Free words that are copied into the metadata message."`
+}
+
+// Rule makes an event of readings. Only its shape is checked here.
+type Rule struct {
+	Name     string        `yaml:"-"`
+	When     string        `yaml:"when" required:"true" doc:"Condition, such as main-meter/voltage_l1 > 253."`
+	For      time.Duration `yaml:"for" doc:"How long the condition must hold."`
+	Clear    string        `yaml:"clear" doc:"Condition that ends the event; default: when is no longer true."`
+	Severity string        `yaml:"severity" enum:",info,warning,critical" doc:"How bad it is; default: warning."`
+}
+
+// Status is what the gateway shows locally.
+type Status struct {
+	Socket string `yaml:"socket" doc:"Unix socket of the command line tools."`
+	Page   string `yaml:"page" doc:"Address of the local page, such as 127.0.0.1:8080; empty: none."`
+}
+
+// Log is what the agent writes to its log.
+type Log struct {
+	Level  string `yaml:"level" enum:"debug,info,warn,error" doc:"Least severity that is written."`
+	Format string `yaml:"format" enum:"text,json" doc:"Form of a line."`
+}
+
+// Defaults returns the configuration of an empty file. It is not usable: a
+// gateway needs buses and an uplink.
+func Defaults() *Config {
+	return &Config{
+		Gateway: Gateway{Site: "site"},
+		Buffer:  buffer.Defaults(),
+		Uplink:  uplink.Defaults(),
+		Status:  Status{Socket: "/run/tidegate/agent.sock"},
+		Log:     Log{Level: "info", Format: "text"},
+	}
+}
+
+// Load reads the file at path, "-" for standard input, with the built-in
+// profiles and those in the folder "profiles" beside the file. The
+// configuration is nil if a problem is more than a warning. The error is not
+// nil only if the file or the profiles cannot be read at all.
+//
+// Besides what Parse checks, Load looks at the certificate files and the free
+// space that the file speaks of. It opens no port and no connection.
+func Load(path string) (*Config, []Problem, error) {
+	var src []byte
+	var err error
+	if path == "-" {
+		src, err = io.ReadAll(io.LimitReader(os.Stdin, document.MaxSize+1))
+	} else {
+		src, err = readFile(path)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	lib, err := library(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	name := path
+	if path == "-" {
+		name = "stdin"
+	}
+	p := parse(name, src, lib)
+	if p.cfg != nil {
+		p.files()
+	}
+	cfg, problems := p.result()
+	return cfg, problems, nil
+}
+
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, document.MaxSize+1))
+}
+
+// library loads the built-in profiles and those of the site.
+func library(path string) (*profile.Library, error) {
+	if path != "-" {
+		dir := filepath.Join(filepath.Dir(path), "profiles")
+		if st, err := os.Stat(dir); err == nil && st.IsDir() {
+			return profile.Load(os.DirFS(dir))
+		}
+	}
+	return profile.Load()
+}
+
+// Parse checks a file given as bytes; file is the name in the problems. It
+// touches nothing but its arguments and the host name. The configuration is
+// nil if a problem is more than a warning.
+func Parse(file string, src []byte, lib *profile.Library) (*Config, []Problem) {
+	return parse(file, src, lib).result()
+}
+
+// parser is one run over one file.
+type parser struct {
+	doc *document.Document
+	lib *profile.Library
+	cfg *Config // nil as long as the file is broken
+}
+
+func parse(file string, src []byte, lib *profile.Library) *parser {
+	p := &parser{doc: document.Parse(file, src), lib: lib}
+	p.later()
+	cfg := Defaults()
+	p.doc.Bind(cfg)
+	p.cfg = cfg
+	p.gateway()
+	p.buses()
+	p.rules()
+	if p.doc.Has("buffer") {
+		cfg.Buffer.Validate(p.doc.Section("buffer"))
+	}
+	if p.doc.Has("uplink") {
+		p.broker()
+		cfg.Uplink.Validate(p.doc.Section("uplink"))
+	}
+	p.status()
+	return p
+}
+
+// result returns what was found; the configuration only without errors.
+func (p *parser) result() (*Config, []Problem) {
+	problems := p.doc.Problems()
+	for _, x := range problems {
+		if !x.Warning {
+			return nil, problems
+		}
+	}
+	var points []telemetry.Point
+	for i := range p.cfg.Buses {
+		for k := range p.cfg.Buses[i].Devices {
+			d := &p.cfg.Buses[i].Devices[k]
+			d.Base = uint32(len(points))
+			points = append(points, d.Map.TelemetryPoints(d.Name)...)
+		}
+	}
+	p.cfg.catalog = telemetry.NewCatalog(points)
+	return p.cfg, problems
+}
+
+// Catalog returns the points of all devices in file order; the number of a
+// point is its place. The same Catalog is returned each time.
+func (c *Config) Catalog() *telemetry.Catalog { return c.catalog }
+
+// Hash names the effective configuration by 6 hex digits; comments and the
+// order of keys of one device do not count.
+func (c *Config) Hash() string {
+	sum := sha256.Sum256(Show(c))
+	return hex.EncodeToString(sum[:3])
+}
+
+// Show returns the effective configuration with its defaults as YAML. It
+// holds no secret: the file only names the files that hold them.
+func Show(c *Config) []byte { return document.Format(c) }
+
+//go:embed sample.yaml
+var sample []byte
+
+// Sample returns a small commented file to start from. It checks clean.
+func Sample() []byte { return append([]byte(nil), sample...) }
+
+// Schema returns the JSON Schema (2020-12) of the file.
+func Schema() []byte {
+	c := Defaults()
+	c.Gateway.ID = ""
+	return document.Schema(c, "tidegate.yaml")
+}
+
+// unavailable lists words that the design knows and this version does not
+// have, so that the message is more than "unknown".
+var unavailable = []struct{ path, has, words string }{
+	{"buffer.when_full", "drop-oldest", "thin"},
+	{"uplink.preset", "none", "aws-iot-core azure-iot-hub thingsboard homeassistant"},
+	{"uplink.shape", "records and columns", "packed influx senml-json senml-cbor sparkplug thingsboard homeassistant"},
+	{"uplink.receipts", "false", "true"},
+	{"uplink.commands", "false", "true"},
+}
+
+func (p *parser) later() {
+	for _, u := range unavailable {
+		text, _ := p.doc.Text(u.path)
+		for _, w := range strings.Fields(u.words) {
+			if text == w {
+				key := u.path[strings.IndexByte(u.path, '.')+1:]
+				p.doc.Report(u.path, document.CodeValue, fmt.Sprintf("%s: %s is not in this version", key, w),
+					"this version has "+u.has)
+			}
+		}
+	}
+}
+
+var (
+	idForm   = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+	nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
+	siteForm = regexp.MustCompile(`^[^/+#\x00-\x1f\x7f]{1,64}$`)
+)
+
+func (p *parser) gateway() {
+	g := &p.cfg.Gateway
+	switch {
+	case g.ID == "":
+		host, _ := os.Hostname()
+		g.ID = host
+		if !idForm.MatchString(host) {
+			p.doc.Report("gateway.id", document.CodeMissing, `"id" is missing, and the host name cannot stand in for it`,
+				"write an id of 1 to 64 of A-Z a-z 0-9 . _ -")
+		}
+	case !idForm.MatchString(g.ID):
+		p.doc.Report("gateway.id", document.CodeValue, "id: this is no gateway id", didYouMean("expected 1 to 64 of A-Z a-z 0-9 . _ -", cleanName(g.ID, idForm)))
+	}
+	if !siteForm.MatchString(g.Site) {
+		p.doc.Report("gateway.site", document.CodeValue, "site: this cannot be a level of a topic", "expected 1 to 64 characters without / + #")
+	}
+}
+
+func (p *parser) rules() {
+	for _, r := range p.cfg.Rules {
+		p.name("rules."+r.Name, r.Name, "a rule")
+	}
+}
+
+func (p *parser) status() {
+	s := &p.cfg.Status
+	if s.Page != "" {
+		p.doc.Report("status.page", document.CodeValue, "the local page is not in this version", `leave it out; tidegate status shows the same`)
+	}
+	if s.Socket == "" || len(s.Socket) > 107 {
+		p.doc.Report("status.socket", document.CodeValue, "socket: the path of a socket has 1 to 107 characters", "the default is /run/tidegate/agent.sock")
+	}
+}
+
+// name checks the form of a bus, device or rule name, which is the key at path.
+func (p *parser) name(path, name, what string) bool {
+	if nameForm.MatchString(name) {
+		return true
+	}
+	p.doc.Report(path, document.CodeKey, fmt.Sprintf("%q cannot be the name of %s", name, what),
+		didYouMean("expected a lower-case word with - and _", cleanName(strings.ToLower(name), nameForm)))
+	return false
+}
+
+// cleanName makes a name fit form, "" if it cannot.
+func cleanName(s string, form *regexp.Regexp) string {
+	s = strings.Map(func(r rune) rune {
+		if r == ' ' || r == '/' || r == '.' || r == ':' {
+			return '-'
+		}
+		return r
+	}, strings.TrimSpace(s))
+	if !form.MatchString(s) {
+		return ""
+	}
+	return s
+}
+
+// didYouMean puts a suggestion at the end of a hint, where document looks for it.
+func didYouMean(hint, suggest string) string {
+	if suggest == "" {
+		return hint
+	}
+	return fmt.Sprintf("%s; did you mean %q?", hint, suggest)
+}
