@@ -1,0 +1,350 @@
+package uplink
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
+)
+
+// Error is everything that can go wrong between this gateway and the
+// broker, in words for the person who has to mend it.
+type Error struct {
+	Code   string // such as "tls-unknown-ca"; see docs/delivery.md
+	Msg    string // one line: what happened
+	Seen   string // what was observed, "" for nothing more
+	Likely string // the likely reason
+	Try    string // what to do
+	Err    error  // the library's word, may be nil
+}
+
+// Error returns the message and the library's word.
+func (e *Error) Error() string {
+	if e.Err != nil {
+		return e.Msg + ": " + e.Err.Error()
+	}
+	return e.Msg
+}
+
+// Unwrap returns the library's error.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Hint returns reason and advice in one line, "" if there is none.
+func (e *Error) Hint() string {
+	switch {
+	case e.Likely == "":
+		return e.Try
+	case e.Try == "":
+		return e.Likely
+	}
+	return e.Likely + "; " + e.Try
+}
+
+// Errors of the connection that this package finds by itself.
+var (
+	errStalled   = errors.New("no acknowledgement came within the time limit")
+	errWrite     = errors.New("nothing could be written within the time limit")
+	errPing      = errors.New("the broker did not answer a ping")
+	errProof     = errors.New("a message was reported as done without the broker's PUBACK on this connection")
+	errMalformed = errors.New("the broker sent what no broker may send")
+)
+
+// stage says how far an attempt came.
+type stage uint8
+
+const (
+	atFiles stage = iota
+	atDNS
+	atTCP
+	atTLS
+	atConnect
+	atSession
+)
+
+// situation is what the explanation of an error needs to know.
+type situation struct {
+	broker  broker
+	ca      string // file, "" for the system's list
+	cert    string
+	now     time.Time // the time certificates were checked against
+	wall    time.Time // what the clock of this machine says
+	synced  bool
+	timeout time.Duration
+}
+
+// explain turns an error of a stage into an Error. An Error stays as it is.
+func explain(at stage, err error, s situation) *Error {
+	var known *Error
+	if errors.As(err, &known) {
+		return known
+	}
+	e := &Error{Code: "uplink", Msg: s.broker.String() + " cannot be reached", Err: err}
+	switch at {
+	case atDNS:
+		explainDNS(e, err, s)
+	case atTCP:
+		explainTCP(e, err, s)
+	case atTLS:
+		explainTLS(e, err, s)
+	case atConnect:
+		if !explainAlert(e, err, s) {
+			explainConnect(e, err, s)
+		}
+	case atSession:
+		if !explainAlert(e, err, s) {
+			explainSession(e, err, s)
+		}
+	}
+	return e
+}
+
+func explainDNS(e *Error, err error, s situation) {
+	var d *net.DNSError
+	if errors.As(err, &d) && d.IsNotFound {
+		e.Code, e.Msg = "dns", fmt.Sprintf("the name %s cannot be resolved", s.broker.host)
+		e.Seen = "the name server answered: no such name"
+		e.Likely = "spelling in uplink.url, or a private name that this network does not know"
+		e.Try = "ask the carrier for the DNS of this SIM card, or put the address in /etc/hosts (keep the name in the config: the certificate needs it)"
+		return
+	}
+	e.Code, e.Msg = "dns-down", fmt.Sprintf("no name server answered for %s", s.broker.host)
+	e.Likely = "no network, or no name server in /etc/resolv.conf"
+	e.Try = "look at address and default route with: ip address; ip route"
+}
+
+func explainTCP(e *Error, err error, s situation) {
+	addr := s.broker.addr()
+	var n net.Error
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		e.Code, e.Msg = "refused", fmt.Sprintf("%s refuses connections", addr)
+		e.Seen = "the host is up and answered at once"
+		e.Likely = "the broker is not running, or listens on another port"
+		e.Try = "check the port in uplink.url, and the broker"
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		e.Code, e.Msg = "network-down", fmt.Sprintf("there is no way to %s", addr)
+		e.Likely = "no link, no address or no default route"
+		e.Try = "look at: ip address; ip route"
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
+		errors.As(err, &n) && n.Timeout():
+		e.Code, e.Msg = "port-blocked", fmt.Sprintf("no TCP connection to %s within %s", addr, s.timeout)
+		e.Seen = "no answer and no refusal: packets vanish"
+		e.Likely = "a firewall or the mobile network lets only some ports out"
+		e.Try = "ask for outgoing TCP " + s.broker.port + ", or if the broker offers it: mqtts://" + s.broker.host + ":443"
+	}
+}
+
+func explainTLS(e *Error, err error, s situation) {
+	var unknown x509.UnknownAuthorityError
+	var host x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	var record tls.RecordHeaderError
+	addr := s.broker.addr()
+	switch {
+	case errors.As(err, &unknown):
+		e.Code, e.Msg = "tls-unknown-ca", fmt.Sprintf("%s shows a certificate we cannot trust", addr)
+		e.Seen = seenServer(err) + "; " + seenCA(s.ca)
+		e.Likely = "the CA file is not that of the broker, or something between us and the broker opens TLS"
+		e.Try = "get the CA certificate from the cloud team, compare its sha256 by phone, then replace " + orSystem(s.ca)
+	case errors.As(err, &host):
+		e.Code, e.Msg = "tls-host", fmt.Sprintf("the certificate of %s is for another name", addr)
+		if host.Certificate != nil {
+			names := append([]string(nil), host.Certificate.DNSNames...)
+			for _, ip := range host.Certificate.IPAddresses {
+				names = append(names, ip.String())
+			}
+			e.Seen = fmt.Sprintf("it is for %s; we look for %s", strings.Join(names, ", "), host.Host)
+		}
+		e.Likely = "the broker is reached by another name than its certificate has"
+		e.Try = "write that name in uplink.url, or tls: {server_name: NAME}"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		explainExpired(e, invalid, s)
+	case errors.As(err, &record),
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.EPIPE):
+		e.Code, e.Msg = "tls-on-plain-port", fmt.Sprintf("%s does not speak TLS", addr)
+		e.Seen = "the connection ended right after our hello, or the answer was not TLS"
+		e.Likely = "this port is the unencrypted one (often 1883; TLS is often 8883)"
+		e.Try = "check the port in uplink.url"
+	case explainAlert(e, err, s):
+	case isTimeout(err):
+		e.Code, e.Msg = "tls-silent", fmt.Sprintf("%s took our connection but never answered in TLS", addr)
+		e.Likely = "a proxy or firewall holds the connection, or the broker is overloaded"
+		e.Try = "try again; ask for what stands between: " + addr
+	default:
+		e.Code, e.Msg = "tls", fmt.Sprintf("no TLS with %s", addr)
+	}
+}
+
+// explainExpired tells a wrong clock from an old certificate.
+func explainExpired(e *Error, invalid x509.CertificateInvalidError, s situation) {
+	addr := s.broker.addr()
+	from, to := invalid.Cert.NotBefore.UTC(), invalid.Cert.NotAfter.UTC()
+	e.Seen = fmt.Sprintf("server certificate valid from %s to %s; our clock says %s (%s)",
+		from.Format(time.DateOnly), to.Format(time.DateOnly), s.wall.UTC().Format("2006-01-02 15:04:05Z"), syncWord(s.synced))
+	if s.now.Before(from) {
+		e.Code, e.Msg = "clock", fmt.Sprintf("this gateway believes it is %s", s.wall.UTC().Format("2006-01-02 15:04:05Z"))
+		e.Likely = "no time source yet; TLS cannot work before the clock is right"
+		e.Try = "timedatectl; is UDP port 123 allowed? readings keep their uptime and get their true time once the clock is set"
+		return
+	}
+	e.Code, e.Msg = "tls-expired", fmt.Sprintf("the certificate of %s expired on %s", addr, to.Format(time.DateOnly))
+	e.Likely = "the broker's certificate was not renewed"
+	if !s.synced {
+		e.Likely += ", or our clock, which nothing has set, is ahead"
+	}
+	e.Try = "tell the operator of the broker; nothing is lost meanwhile"
+}
+
+func syncWord(synced bool) string {
+	if synced {
+		return "synchronised"
+	}
+	return "not synchronised"
+}
+
+// explainAlert knows what the broker's TLS says about our certificate. The
+// alert has no exported type for TLS over TCP: its text is all there is.
+func explainAlert(e *Error, err error, s situation) bool {
+	text := err.Error()
+	i := strings.Index(text, "remote error: tls: ")
+	if i < 0 {
+		return false
+	}
+	alert := text[i+len("remote error: tls: "):]
+	e.Seen = "the broker's TLS says: " + alert
+	switch {
+	case strings.Contains(alert, "certificate required"),
+		s.cert == "" && (strings.Contains(alert, "bad certificate") || strings.Contains(alert, "handshake failure")):
+		e.Code, e.Msg = "client-cert-required", fmt.Sprintf("%s demands a client certificate", s.broker.addr())
+		e.Likely = "no client certificate is configured"
+		if s.cert != "" {
+			e.Likely = "our client certificate is not of an authority that the broker asks for"
+		}
+		e.Try = "set uplink.identity to the folder with ca.crt, client.crt and client.key"
+	case strings.Contains(alert, "expired certificate"):
+		e.Code, e.Msg = "client-cert-expired", "the broker says that our client certificate has expired"
+		e.Likely = "it has, or the broker's clock is wrong"
+		e.Try = "renew " + s.cert
+	case strings.Contains(alert, "unknown certificate authority"):
+		e.Code, e.Msg = "client-cert-unknown-ca", "the broker does not know the authority of our client certificate"
+		e.Likely = "the certificate is of another authority, or an intermediate one is missing in " + s.cert
+		e.Try = "put the intermediate certificates behind our own in " + s.cert
+	case strings.Contains(alert, "revoked certificate"):
+		e.Code, e.Msg = "client-cert-revoked", "the broker says that our client certificate is revoked"
+		e.Try = "ask the cloud team for a new one"
+	case strings.Contains(alert, "protocol version"):
+		e.Code, e.Msg = "tls-version", fmt.Sprintf("%s speaks no TLS 1.2 or newer", s.broker.addr())
+		e.Try = "the broker must allow TLS 1.2 or 1.3"
+	default:
+		e.Code, e.Msg = "client-cert", "the broker refuses our TLS"
+		e.Likely = "something about our client certificate does not please the broker"
+		e.Try = "read the broker's log"
+	}
+	return true
+}
+
+func explainConnect(e *Error, err error, s situation) {
+	addr := s.broker.addr()
+	switch {
+	case errors.Is(err, packets.ErrorRefusedBadUsernameOrPassword), errors.Is(err, packets.ErrorRefusedNotAuthorised):
+		e.Code, e.Msg = "mqtt-auth", fmt.Sprintf("%s does not let us in", addr)
+		e.Likely = "user, password or client id is not known there"
+		e.Try = "check username, password_file and client_id with the cloud team"
+	case errors.Is(err, packets.ErrorRefusedIDRejected):
+		e.Code, e.Msg = "mqtt-client-id", fmt.Sprintf("%s does not accept our client id", addr)
+		e.Try = "check client_id with the cloud team"
+	case errors.Is(err, packets.ErrorRefusedServerUnavailable):
+		e.Code, e.Msg = "mqtt-unavailable", fmt.Sprintf("%s says that it is not available now", addr)
+		e.Try = "nothing: it is tried again"
+	case errors.Is(err, packets.ErrorRefusedBadProtocolVersion):
+		e.Code, e.Msg = "mqtt-version", fmt.Sprintf("%s does not speak MQTT 3.1.1", addr)
+	case errors.Is(err, errMalformed):
+		explainSession(e, err, s)
+	case isTimeout(err):
+		e.Code, e.Msg = "mqtt-silent", fmt.Sprintf("%s took our connection but never answered in MQTT", addr)
+		e.Likely = "this port is not MQTT, or the broker is overloaded"
+		e.Try = "check the port in uplink.url"
+	case peerClosed(err):
+		e.Code, e.Msg = "mqtt-closed", fmt.Sprintf("%s closed the connection instead of answering CONNECT", addr)
+		if s.broker.secure {
+			e.Likely = "the broker does not accept our client certificate, client id or user, or has too many clients"
+		} else {
+			e.Likely = "this port wants TLS"
+			e.Try = "write mqtts:// in uplink.url"
+		}
+	}
+}
+
+func explainSession(e *Error, err error, s situation) {
+	switch {
+	case errors.Is(err, errMalformed), errors.Is(err, errProof):
+		e.Code, e.Msg = "protocol", fmt.Sprintf("%s broke the rules of MQTT; the connection was closed", s.broker.addr())
+		e.Likely = "the broker is faulty, or something in between changes the stream"
+	case errors.Is(err, errStalled):
+		e.Code, e.Msg = "stalled", fmt.Sprintf("%s does not acknowledge what we send", s.broker.addr())
+		e.Likely = "the link or the broker hangs"
+		e.Try = "nothing: all that is not acknowledged is sent again"
+	case errors.Is(err, errPing), errors.Is(err, errWrite), isTimeout(err), errors.Is(err, syscall.ETIMEDOUT):
+		e.Code, e.Msg = "link-dead", "the link went dead without a word"
+		e.Likely = "the network was lost between here and the broker"
+		e.Try = "nothing: the connection is made anew"
+	case peerClosed(err):
+		e.Code, e.Msg = "closed", fmt.Sprintf("%s closed the connection", s.broker.addr())
+		e.Likely = "the broker restarts, or does not like what it got"
+	default:
+		e.Code, e.Msg = "lost", "the connection to "+s.broker.addr()+" was lost"
+	}
+}
+
+// peerClosed tells whether the other side ended the connection.
+func peerClosed(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+func isTimeout(err error) bool {
+	var n net.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) ||
+		errors.As(err, &n) && n.Timeout()
+}
+
+func orSystem(ca string) string {
+	if ca == "" {
+		return "the system's list of authorities (or name the file: tls: {ca: FILE})"
+	}
+	return ca
+}
+
+// seenServer describes the certificate that was refused.
+func seenServer(err error) string {
+	var v *tls.CertificateVerificationError
+	if !errors.As(err, &v) || len(v.UnverifiedCertificates) == 0 {
+		return "no server certificate"
+	}
+	c := v.UnverifiedCertificates[0]
+	return fmt.Sprintf("server CN=%s, issued by %q (sha256 %s)", c.Subject.CommonName, c.Issuer.CommonName, fingerprint(c))
+}
+
+func seenCA(file string) string {
+	if file == "" {
+		return "trusted: the system's list of authorities"
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err.Error()
+	}
+	var names []string
+	for _, c := range certificates(b) {
+		names = append(names, fmt.Sprintf("%q, valid to %s", c.Subject.CommonName, c.NotAfter.UTC().Format(time.DateOnly)))
+	}
+	return file + " holds " + strings.Join(names, "; ")
+}

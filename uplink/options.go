@@ -1,0 +1,224 @@
+package uplink
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"tidegate/uplink/payload"
+)
+
+// Options is the section `uplink` of the configuration.
+type Options struct {
+	URL          string        `yaml:"url" required:"true" doc:"Where the broker is: mqtts://HOST[:8883], or mqtt://HOST[:1883] to loopback."`
+	Identity     string        `yaml:"identity" doc:"Folder with ca.crt, client.crt and client.key."`
+	TLS          TLS           `yaml:"tls" doc:"Single files instead of an identity folder."`
+	ClientID     string        `yaml:"client_id" doc:"MQTT client id; default: the gateway id."`
+	Username     string        `yaml:"username" doc:"User name at the broker."`
+	PasswordFile string        `yaml:"password_file" doc:"File whose first line is the password."`
+	Preset       string        `yaml:"preset" enum:"none" doc:"Settings for a known cloud."`
+	Topic        string        `yaml:"topic" doc:"Topic template with {site}, {gateway} and {kind}."`
+	Shape        string        `yaml:"shape" enum:"records,columns" doc:"How batches are written."`
+	Compress     string        `yaml:"compress" enum:"none,gzip" doc:"gzip sends messages from 500 bytes on compressed, to a topic ending in /gz."`
+	Batch        Batch         `yaml:"batch" doc:"When a batch is complete."`
+	Inflight     int           `yaml:"inflight" min:"1" max:"100" doc:"How many batches may wait for the broker's acknowledgement."`
+	Keepalive    time.Duration `yaml:"keepalive" doc:"A silent link is asked after this time; 1s to 18h."`
+	Backlog      Backlog       `yaml:"backlog" doc:"How what was kept during an outage is sent."`
+	Receipts     bool          `yaml:"receipts" doc:"Wait for the cloud's own receipt; not available yet."`
+	Commands     bool          `yaml:"commands" doc:"Take commands; not available yet."`
+	Insecure     string        `yaml:"insecure" enum:",plain-text" doc:"plain-text allows mqtt:// to other hosts than loopback."`
+}
+
+// TLS names single files. An empty CA means the system's own list of
+// authorities.
+type TLS struct {
+	CA         string   `yaml:"ca" doc:"PEM file with the authorities that may sign the broker's certificate."`
+	Cert       string   `yaml:"cert" doc:"PEM file with the client certificate and what leads to its authority."`
+	Key        string   `yaml:"key" doc:"PEM file with the key of the client certificate; mode 0600."`
+	ServerName string   `yaml:"server_name" doc:"Name that the broker's certificate must carry; default: the host of the url."`
+	ALPN       []string `yaml:"alpn" doc:"Protocol names to offer in the TLS handshake."`
+}
+
+// Batch says when readings become a batch. The collector obeys it.
+type Batch struct {
+	MaxAge      time.Duration `yaml:"max_age" doc:"A batch is complete when its first reading is this old."`
+	MaxReadings int           `yaml:"max_readings" min:"1" max:"100000" doc:"A batch is complete with this many readings."`
+	MaxBytes    int64         `yaml:"max_bytes" unit:"bytes" doc:"About how large the message of a batch may become."`
+}
+
+// Backlog says how what was kept during an outage is sent. Live data always
+// goes first.
+type Backlog struct {
+	Order string `yaml:"order" enum:"oldest-first,newest-first" doc:"Which end of the backlog goes first."`
+	Rate  int64  `yaml:"rate" unit:"bytes" doc:"Bytes per second for the backlog, 0 for no limit."`
+}
+
+// Defaults returns the options of a configuration that sets only the url.
+func Defaults() Options {
+	return Options{
+		Preset: "none", Topic: "tg/v1/{site}/{gateway}/{kind}", Shape: "records", Compress: "none",
+		Batch:    Batch{MaxAge: time.Second, MaxReadings: 1000, MaxBytes: 100_000},
+		Inflight: 20, Keepalive: time.Minute,
+		Backlog: Backlog{Order: "oldest-first"},
+	}
+}
+
+// Validate reports everything that is wrong with the options by themselves;
+// it reads no file. Paths are relative to the section.
+func (o *Options) Validate(report func(path, msg, hint string)) {
+	if _, err := parseURL(o.URL); err != nil {
+		report("url", err.Error(), "write mqtts://mqtt.city.example:8883")
+	} else if u, _ := parseURL(o.URL); !u.secure && !u.loopback() && o.Insecure != "plain-text" {
+		report("url", fmt.Sprintf("mqtt:// to %s would send everything unencrypted", u.host),
+			"use mqtts://, or write insecure: plain-text beside it if the line itself is protected")
+	}
+	if o.Identity != "" && (o.TLS.CA != "" || o.TLS.Cert != "" || o.TLS.Key != "") {
+		report("tls", "identity and tls both name certificate files", "keep one of them")
+	}
+	if (o.TLS.Cert == "") != (o.TLS.Key == "") {
+		report("tls", "cert and key belong together: one of them is missing", "name both files, or neither")
+	}
+	if o.PasswordFile != "" && o.Username == "" {
+		report("password_file", "a password without a username is not sent by MQTT 3.1.1", "set username")
+	}
+	if strings.ContainsRune(o.ClientID, 0) || len(o.ClientID) > 128 {
+		report("client_id", "a client id has at most 128 bytes and no zero byte", "")
+	}
+	if o.Preset != "" && o.Preset != "none" {
+		report("preset", fmt.Sprintf("unknown preset %q", o.Preset), "expected none")
+	}
+	validateTopic(o.Topic, report)
+	if !slices.Contains(payload.Shapes(), o.Shape) {
+		report("shape", fmt.Sprintf("unknown shape %q", o.Shape), "expected "+strings.Join(payload.Shapes(), " or "))
+	}
+	if o.Compress != "none" && o.Compress != "gzip" {
+		report("compress", fmt.Sprintf("unknown compression %q", o.Compress), "expected none or gzip")
+	}
+	if o.Batch.MaxAge < 10*time.Millisecond || o.Batch.MaxAge > time.Hour {
+		report("batch.max_age", "max_age must be from 10ms to 1h", "1s suits most uplinks")
+	}
+	if o.Batch.MaxReadings < 1 || o.Batch.MaxReadings > 100_000 {
+		report("batch.max_readings", "max_readings must be from 1 to 100000", "")
+	}
+	if o.Batch.MaxBytes < 1000 || o.Batch.MaxBytes > 16<<20 {
+		report("batch.max_bytes", "max_bytes must be from 1KB to 16MB", "many brokers refuse messages above 128KB")
+	}
+	if o.Inflight < 1 || o.Inflight > 100 {
+		report("inflight", "inflight must be from 1 to 100", "")
+	}
+	if o.Keepalive < time.Second || o.Keepalive > 18*time.Hour {
+		report("keepalive", "keepalive must be from 1s to 18h", "60s suits most links; cellular routers forget idle links after 5 min")
+	}
+	if o.Backlog.Order != "oldest-first" && o.Backlog.Order != "newest-first" {
+		report("backlog.order", fmt.Sprintf("unknown order %q", o.Backlog.Order), "expected oldest-first or newest-first")
+	}
+	if o.Backlog.Rate < 0 {
+		report("backlog.rate", "rate cannot be negative", "0 is no limit")
+	}
+	if o.Receipts {
+		report("receipts", "receipts are not available yet", "leave it false")
+	}
+	if o.Commands {
+		report("commands", "commands are not available yet", "leave it false")
+	}
+	if o.Insecure != "" && o.Insecure != "plain-text" {
+		report("insecure", fmt.Sprintf("unknown value %q", o.Insecure), "expected plain-text")
+	}
+}
+
+func validateTopic(t string, report func(path, msg, hint string)) {
+	const hint = "tg/v1/{site}/{gateway}/{kind}"
+	if !strings.Contains(t, "{kind}") {
+		report("topic", "the topic template has no {kind}: batches and status would share a topic", hint)
+	}
+	rest := strings.NewReplacer("{site}", "", "{gateway}", "", "{kind}", "").Replace(t)
+	if strings.ContainsAny(rest, "{}") {
+		report("topic", "the topic template has a placeholder that is not known", "known: {site}, {gateway}, {kind}")
+	}
+	if strings.ContainsAny(rest, "+#\x00") || strings.HasPrefix(t, "$") || len(t) > 1024 {
+		report("topic", "a topic to publish to has no +, # or zero byte, does not begin with $, and has at most 1024 bytes", hint)
+	}
+}
+
+// topic fills the template for a kind: up, event, meta, status, test.
+func (o *Options) topic(site, gateway, kind string) string {
+	return strings.NewReplacer("{site}", site, "{gateway}", gateway, "{kind}", kind).Replace(o.Topic)
+}
+
+// files returns the certificate files that the options name; "" for none.
+func (o *Options) files() (ca, cert, key string) {
+	if o.Identity != "" {
+		return filepath.Join(o.Identity, "ca.crt"), filepath.Join(o.Identity, "client.crt"), filepath.Join(o.Identity, "client.key")
+	}
+	return o.TLS.CA, o.TLS.Cert, o.TLS.Key
+}
+
+// broker is a parsed url.
+type broker struct {
+	secure     bool
+	host, port string
+}
+
+func (b broker) addr() string { return net.JoinHostPort(b.host, b.port) }
+
+func (b broker) String() string {
+	if b.secure {
+		return "mqtts://" + b.addr()
+	}
+	return "mqtt://" + b.addr()
+}
+
+// loopback tells whether the host can only be this machine.
+func (b broker) loopback() bool {
+	ip := net.ParseIP(b.host)
+	return b.host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+func parseURL(s string) (broker, error) {
+	if s == "" {
+		return broker{}, fmt.Errorf("no broker is named")
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" {
+		return broker{}, fmt.Errorf("%q is not a broker url", redact(s))
+	}
+	b := broker{host: u.Hostname(), port: u.Port()}
+	switch u.Scheme {
+	case "mqtts", "ssl", "tls":
+		b.secure = true
+		if b.port == "" {
+			b.port = "8883"
+		}
+	case "mqtt", "tcp":
+		if b.port == "" {
+			b.port = "1883"
+		}
+	default:
+		return broker{}, fmt.Errorf("unknown scheme %q: expected mqtts:// or mqtt://", u.Scheme)
+	}
+	if b.host == "" {
+		return broker{}, fmt.Errorf("%q names no host", redact(s))
+	}
+	if u.User != nil {
+		return broker{}, fmt.Errorf("a user or password does not belong into the url: use username and password_file")
+	}
+	if u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
+		return broker{}, fmt.Errorf("a broker url ends after the port")
+	}
+	return b, nil
+}
+
+// redact removes what may be a password from a url that could not be used.
+func redact(s string) string {
+	if at := strings.LastIndexByte(s, '@'); at >= 0 {
+		if i := strings.Index(s, "://"); i >= 0 && i+3 <= at {
+			return s[:i+3] + "...@" + s[at+1:]
+		}
+		return "..." + s[at:]
+	}
+	return s
+}

@@ -1,0 +1,78 @@
+package uplink
+
+import "time"
+
+// The states of an Uplink.
+const (
+	StateAway       = "away"       // waiting for the next attempt
+	StateConnecting = "connecting" // an attempt is under way
+	StateOnline     = "online"
+	StateStopped    = "stopped" // Run has returned
+)
+
+// Stats is what an Uplink counts since start.
+type Stats struct {
+	State  string
+	Since  time.Time // of the state
+	Broker string    // mqtts://host:port
+	// Insecure tells that everything travels unencrypted to another machine.
+	Insecure bool
+
+	Sessions  uint64 // connections that the broker accepted
+	Published uint64 // batches and tombstones sent, repeats included
+	Acked     uint64 // batches and tombstones acknowledged
+	Repeats   uint64 // batches sent again
+	SetAside  uint64 // batches given up as unreadable or poison
+	Readings  uint64 // readings in acknowledged batches
+
+	InFlight int       // batches waiting for the acknowledgement
+	LastAck  time.Time // zero before the first
+	RTT      time.Duration
+	BytesIn  int64 // on the wire, TLS included
+	BytesOut int64
+
+	Err      *Error // the last one, nil while none; it stays after recovery
+	ErrAt    time.Time
+	CertDays int // days left of the client certificate, -1 without one
+	// CertWarning says why a new certificate on disk is not used, "" when all is well.
+	CertWarning string
+}
+
+// Stats returns a copy of the counters.
+func (u *Uplink) Stats() Stats {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	s := u.stats
+	s.Broker = u.broker.String()
+	s.Insecure = !u.broker.secure && !u.broker.loopback()
+	s.BytesIn, s.BytesOut = u.meter.in.Load(), u.meter.out.Load()
+	s.CertDays = -1
+	u.id.mu.Lock()
+	defer u.id.mu.Unlock()
+	if u.id.pair != nil {
+		s.CertDays = int(time.Until(u.id.pair.Leaf.NotAfter).Hours() / 24)
+	}
+	return s
+}
+
+func (u *Uplink) setState(state string, err *Error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.stats.State != state {
+		u.stats.State, u.stats.Since = state, time.Now()
+	}
+	if err != nil {
+		u.stats.Err, u.stats.ErrAt = err, time.Now()
+	}
+	if state != StateOnline {
+		u.stats.InFlight = 0
+		u.current = nil
+	}
+}
+
+// count changes the counters under the lock.
+func (u *Uplink) count(change func(*Stats)) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	change(&u.stats)
+}

@@ -1,0 +1,304 @@
+package uplink
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	mqtt "github.com/eclipse/paho.mqtt.golang"
+)
+
+// Step is one step of Test.
+type Step struct {
+	Name  string        // config, clock, dns, tcp, tls, client cert, connect, publish, echo
+	State string        // one of the step states
+	Text  string        // what was found
+	Took  time.Duration // 0 where nothing had to be waited for
+	Err   *Error        // of a failed or doubtful step
+}
+
+// The states of a step.
+const (
+	StepOK      = "ok"
+	StepWarn    = "warn"
+	StepFail    = "FAIL"
+	StepUnknown = "unknown"
+	StepNot     = "not tried"
+)
+
+const (
+	stepConfig = iota
+	stepClock
+	stepDNS
+	stepTCP
+	stepTLS
+	stepCert
+	stepConnect
+	stepPublish
+	stepEcho
+)
+
+// stepLimit is how long one step of Test may take.
+const stepLimit = 10 * time.Second
+
+// Test tries the way to the broker step by step. The first failure names
+// cause and advice, and the rest is not tried. While Run is connected, name,
+// TCP and TLS are tried afresh, and the MQTT steps go through the running
+// connection: a second one with the same client id would throw it out.
+func (u *Uplink) Test(ctx context.Context) []Step {
+	t := &tester{u: u}
+	for _, name := range []string{"config", "clock", "dns", "tcp", "tls", "client cert", "connect", "publish", "echo"} {
+		t.steps = append(t.steps, Step{Name: name, State: StepNot})
+	}
+	t.run(ctx)
+	return t.steps
+}
+
+type tester struct {
+	u     *Uplink
+	steps []Step
+	began time.Time
+}
+
+func (t *tester) start() { t.began = time.Now() }
+
+func (t *tester) done(step int, state, format string, args ...any) {
+	t.steps[step].State, t.steps[step].Text = state, fmt.Sprintf(format, args...)
+	if step >= stepDNS && step != stepCert {
+		t.steps[step].Took = time.Since(t.began)
+	}
+}
+
+func (t *tester) fail(step int, err *Error) {
+	t.done(step, StepFail, "%s", err.Msg)
+	t.steps[step].Err = err
+}
+
+func (t *tester) run(ctx context.Context) {
+	u := t.u
+	t.done(stepConfig, StepOK, "%s, client id %s", u.broker, u.clientID())
+	t.clock()
+	t.start()
+	addresses, err := t.lookup(ctx)
+	if err != nil {
+		t.fail(stepDNS, explain(atDNS, err, u.situation()))
+		return
+	}
+	t.done(stepDNS, StepOK, "%s (%d address%s)", addresses[0], len(addresses), map[bool]string{true: "es"}[len(addresses) > 1])
+
+	t.start()
+	raw, err := openTCP(ctx, u.broker.addr(), min(stepLimit, u.tune.connect), u.tune.write, &u.meter)
+	if err != nil {
+		s := u.situation()
+		s.timeout = min(stepLimit, u.tune.connect)
+		t.fail(stepTCP, explain(tcpStage(err), err, s))
+		return
+	}
+	defer raw.Close()
+	t.done(stepTCP, StepOK, "%s", raw.RemoteAddr())
+	var w *wire
+	if u.broker.secure {
+		if w = t.tls(ctx, raw); w == nil {
+			return
+		}
+	} else {
+		w = newWire(raw, raw)
+		t.plain()
+	}
+
+	t.start()
+	u.mu.Lock()
+	l := u.current
+	u.mu.Unlock()
+	if l != nil {
+		t.done(stepConnect, StepOK, "through the running agent's connection")
+	} else {
+		var failed *Error
+		if l, failed = u.connect(ctx, w); failed != nil {
+			switch failed.Code {
+			case "client-cert-required", "client-cert-expired", "client-cert-unknown-ca", "client-cert-revoked", "client-cert":
+				// In TLS 1.3 the broker judges our certificate after the handshake.
+				t.fail(stepCert, failed)
+			default:
+				t.fail(stepConnect, failed)
+			}
+			return
+		}
+		defer l.end(true)
+		t.done(stepConnect, StepOK, "accepted")
+	}
+	t.echo(ctx, l)
+}
+
+func (t *tester) clock() {
+	now, state, word := time.Now().UTC(), StepOK, "NTP synchronised"
+	if !t.u.env.Clock.Synced() {
+		state, word = StepWarn, "not synchronised"
+	}
+	if floor := t.u.now().UTC(); floor.After(now.Add(time.Minute)) {
+		state = StepWarn
+		word += "; certificates are checked as of " + floor.Format("2006-01-02 15:04:05Z") + ", which has certainly passed"
+	}
+	t.done(stepClock, state, "%s, %s", now.Format("2006-01-02 15:04:05Z"), word)
+}
+
+func (t *tester) lookup(ctx context.Context) ([]string, error) {
+	if ip := net.ParseIP(t.u.broker.host); ip != nil {
+		return []string{ip.String()}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, stepLimit)
+	defer cancel()
+	return net.DefaultResolver.LookupHost(ctx, t.u.broker.host)
+}
+
+func (t *tester) plain() {
+	state, word := StepOK, "not used: loopback"
+	if !t.u.broker.loopback() {
+		state, word = StepWarn, "not used: everything travels unencrypted (insecure: plain-text)"
+	}
+	t.done(stepTLS, state, "%s", word)
+	t.done(stepCert, StepOK, "not used")
+}
+
+// tls makes the handshake and judges both certificates. nil: one failed.
+func (t *tester) tls(ctx context.Context, raw *rawConn) *wire {
+	u := t.u
+	files, fileErr := u.loadFiles()
+	var bad *Error
+	if errors.As(fileErr, &bad) && bad.Code == "ca-file" {
+		t.fail(stepTLS, bad)
+		return nil
+	}
+	c := files.config(&u.opts, u.broker, u.now)
+	c.ClientSessionCache = nil // a whole handshake, not a resumed one
+	var server *tls.ConnectionState
+	c.VerifyConnection = func(s tls.ConnectionState) error { server = &s; return nil }
+	t.start()
+	conn, err := openTLS(ctx, raw, c, min(stepLimit, u.tune.connect))
+	if server != nil {
+		leaf := server.PeerCertificates[0]
+		t.done(stepTLS, StepOK, "%s, server CN=%s, %d d left", tls.VersionName(server.Version), leaf.Subject.CommonName, days(leaf.NotAfter))
+	}
+	switch {
+	case server == nil:
+		t.fail(stepTLS, explain(atTLS, err, u.situation()))
+		return nil
+	case bad != nil: // our files are at fault, whatever the broker says
+		t.fail(stepCert, bad)
+	case err != nil:
+		t.fail(stepCert, explain(atTLS, err, u.situation()))
+		return nil
+	case files.pair == nil:
+		t.done(stepCert, StepOK, "none configured")
+	default:
+		state := StepOK
+		if days(files.info.NotAfter) < 30 {
+			state = StepWarn
+		}
+		t.done(stepCert, state, "CN=%s, %d d left, %d certificate(s) in the file", files.info.Subject, days(files.info.NotAfter), files.info.Chain)
+	}
+	if bad != nil {
+		if conn != nil {
+			conn.Close()
+		}
+		return nil
+	}
+	return newWire(conn, raw)
+}
+
+func days(t time.Time) int { return int(time.Until(t).Hours() / 24) }
+
+// echo publishes to the test topic and waits for the PUBACK, and for the
+// broker to deliver the message back: only that proves the right to publish,
+// since a broker of MQTT 3.1.1 acknowledges what it throws away.
+func (t *tester) echo(ctx context.Context, l *link) {
+	topic := t.u.topicOf("test")
+	nonce := rand.Text()
+	back := make(chan struct{}, 1)
+	t.start()
+	sub, ok := l.client.Subscribe(topic, 1, func(_ mqtt.Client, m mqtt.Message) {
+		var got struct{ Nonce string }
+		if json.Unmarshal(m.Payload(), &got) == nil && got.Nonce == nonce {
+			select {
+			case back <- struct{}{}:
+			default:
+			}
+		}
+	}).(*mqtt.SubscribeToken)
+	if !ok || t.wait(ctx, l, sub) != nil {
+		t.fail(stepPublish, t.explain(l, sub))
+		return
+	}
+	granted := sub.Result()[topic] != 0x80
+	if granted {
+		defer func() { t.wait(ctx, l, l.client.Unsubscribe(topic)) }()
+	}
+
+	t.start()
+	message, _ := json.Marshal(map[string]any{"gw": t.u.env.Gateway, "test": true, "nonce": nonce, "sent": time.Now().UnixMilli()})
+	token, err := l.publish(topic, false, message)
+	if err == nil {
+		err = t.wait(ctx, l, token)
+	}
+	if err != nil || !l.proven(token) {
+		t.fail(stepPublish, t.explain(l, token))
+		return
+	}
+	l.wire.forget(token.MessageID())
+	t.done(stepPublish, StepOK, "PUBACK for %s, %d bytes", topic, len(message))
+
+	doubt := &Error{Code: "puback", Msg: "acknowledged; delivery not proven",
+		Likely: "the broker lets us not subscribe to " + topic + ", or throws away what we publish: MQTT 3.1.1 acknowledges both",
+		Try:    "ask the cloud team whether messages arrive, and for the right to subscribe to " + topic}
+	limit := time.NewTimer(min(stepLimit/2, t.u.tune.connect))
+	defer limit.Stop()
+	if granted {
+		select {
+		case <-back:
+			t.done(stepEcho, StepOK, "the broker delivered it back: topic rights fine")
+			return
+		case <-limit.C:
+		case <-l.wire.dead:
+		case <-ctx.Done():
+		}
+	}
+	t.done(stepEcho, StepUnknown, "%s (help puback)", doubt.Msg)
+	t.steps[stepEcho].Err = doubt
+}
+
+// wait waits for a token, at most the limit of a step.
+func (t *tester) wait(ctx context.Context, l *link, token mqtt.Token) error {
+	limit := time.NewTimer(min(stepLimit, t.u.tune.connect))
+	defer limit.Stop()
+	select {
+	case <-token.Done():
+		return token.Error()
+	case <-l.wire.dead:
+		return l.wire.cause()
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-limit.C:
+		return errStalled
+	}
+}
+
+// explain says why a token failed.
+func (t *tester) explain(l *link, token mqtt.Token) *Error {
+	err := l.wire.cause()
+	if err == nil {
+		select {
+		case <-token.Done():
+			err = token.Error()
+		default:
+		}
+	}
+	if err == nil {
+		err = errStalled
+	}
+	return explain(atSession, err, t.u.situation())
+}

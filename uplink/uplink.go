@@ -1,0 +1,252 @@
+// Package uplink carries batches to an MQTT broker, at least once each.
+//
+// One connection is one new client of the MQTT library: no reconnecting, no
+// memory of its own. All that is not acknowledged stays in the Source and is
+// sent again after a loss. A batch is acknowledged to the Source only after
+// the broker's PUBACK for that very message came on that very connection;
+// docs/delivery.md says what that proves and what it does not.
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"tidegate/internal/clock"
+	"tidegate/internal/telemetry"
+	"tidegate/uplink/payload"
+)
+
+// The lanes.
+const (
+	laneData  = "data"
+	laneEvent = "event"
+)
+
+// Item is a numbered batch of a lane.
+type Item struct {
+	Lane     string // "data" or "event"
+	Seq      uint64 // from 1
+	Bytes    []byte // as telemetry.AppendBatch wrote it
+	Count    int    // readings
+	From, To int64  // Unix ms as stamped
+}
+
+// Loss is a range of numbers that will never be sent, and why.
+type Loss struct {
+	Lane     string
+	From, To uint64
+	Batches  int64 // -1: unknown
+	Readings int64 // -1: unknown
+	T0, T1   int64 // Unix ms
+	Why      string
+}
+
+// Source is the queue that an Uplink drains. It is called by the goroutine
+// of Run only. An error is transient: the Uplink tries again later.
+type Source interface {
+	// Next returns the lowest undelivered batch with a number >= from; false
+	// if there is none. It removes nothing.
+	Next(lane string, from uint64) (Item, bool, error)
+	// Prev returns the highest undelivered batch with a number <= upto.
+	Prev(lane string, upto uint64) (Item, bool, error)
+	// Ack tells that the broker has these batches.
+	Ack(lane string, seqs ...uint64)
+	// Given returns the last number given to a batch, 0 before the first.
+	Given(lane string) uint64
+	// Lowest returns the lowest number still held, or Given+1.
+	Lowest(lane string) uint64
+	// Losses returns the losses that are not yet told.
+	Losses() []Loss
+	// AckLoss tells that the broker has the tombstone of a loss.
+	AckLoss(Loss) error
+	// SetAside gives up a batch: a loss takes its place.
+	SetAside(lane string, seq uint64, why string) error
+	// Catalog returns the catalog of a hash.
+	Catalog(hash string) (*telemetry.Catalog, error)
+	// Changed is signalled after a new batch or loss.
+	Changed() <-chan struct{}
+}
+
+// Env is what an Uplink needs to know of the gateway.
+type Env struct {
+	Gateway, Site, Version string
+	Labels                 map[string]string
+	Epoch                  string // of the store
+	Boot                   uint32 // start counter
+	Stopped                string // how the run before this one ended: first, clean, power
+	Catalog                *telemetry.Catalog
+	Devices                []payload.Device // for the metadata message
+	Built                  time.Time        // when this binary was built: no certificate is checked against an earlier time
+	Clock                  *clock.Clock
+	Logger                 *slog.Logger
+	Health                 func() string // the agent's word on itself, for the status message; may be nil
+}
+
+// Uplink is one broker. Run drives it; Stats and Test may be called at any
+// time from other goroutines.
+type Uplink struct {
+	opts    Options
+	env     Env
+	broker  broker
+	id      identity
+	dialect payload.Dialect
+	zip     payload.Gzip
+	log     *slog.Logger
+	tune    tuning
+	meter   meter
+
+	// of the goroutine of Run
+	unacked map[key]bool // sent on an earlier connection without a PUBACK
+	poison  suspicion
+	thrown  int         // young connections in a row that the broker closed while nothing was under way
+	unread  map[key]int // failed attempts to read a batch's catalog
+
+	mu      sync.Mutex
+	stats   Stats
+	current *link // the connection that Test may use, nil without one
+}
+
+// key is a batch.
+type key struct {
+	lane string
+	seq  uint64
+}
+
+// tuning are the times that tests shorten.
+type tuning struct {
+	connect    time.Duration // TCP, TLS and CONNACK together
+	write      time.Duration // one write of at most 16 KB
+	ack        time.Duration // from the last progress to the next acknowledgement
+	grace      time.Duration // for acknowledgements at the end
+	backoff    time.Duration // first delay
+	backoffMax time.Duration
+	stable     time.Duration // a session this long resets the backoff
+	status     time.Duration // period of the status message
+	meta       time.Duration // period of the metadata message
+	retry      time.Duration // after an error of the Source
+}
+
+func defaultTuning() tuning {
+	return tuning{connect: 30 * time.Second, write: 30 * time.Second, ack: 30 * time.Second,
+		grace: 5 * time.Second, backoff: time.Second, backoffMax: 5 * time.Minute, stable: time.Minute,
+		status: time.Minute, meta: 24 * time.Hour, retry: time.Second}
+}
+
+// New checks the options and returns an Uplink that has done nothing yet: no
+// file is read and no name resolved before Run or Test.
+func New(o Options, env Env) (*Uplink, error) {
+	var problems []error
+	o.Validate(func(path, msg, hint string) {
+		problems = append(problems, fmt.Errorf("uplink.%s: %s", path, msg))
+	})
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	if env.Clock == nil {
+		return nil, errors.New("uplink: no clock")
+	}
+	if env.Gateway == "" {
+		return nil, errors.New("uplink: no gateway id")
+	}
+	if env.Catalog == nil {
+		env.Catalog = telemetry.NewCatalog(nil)
+	}
+	if env.Logger == nil {
+		env.Logger = slog.New(slog.DiscardHandler)
+	}
+	d, err := payload.New(o.Shape)
+	if err != nil {
+		return nil, err
+	}
+	b, err := parseURL(o.URL)
+	if err != nil {
+		return nil, err
+	}
+	u := &Uplink{opts: o, env: env, broker: b, dialect: d, tune: defaultTuning(),
+		log: env.Logger.With("uplink", b.String()), unacked: map[key]bool{}, unread: map[key]int{}}
+	u.id.opts = &u.opts
+	u.stats.State = StateAway
+	u.stats.Since = time.Now()
+	return u, nil
+}
+
+// Run drains the source until ctx ends; then it waits a moment for
+// acknowledgements under way, says goodbye, and returns nil. Whatever the
+// broker or the network does, Run goes on trying.
+func (u *Uplink) Run(ctx context.Context, src Source) error {
+	attempt := 0
+	for {
+		began := time.Now()
+		err := u.session(ctx, src)
+		if ctx.Err() != nil {
+			u.setState(StateStopped, nil)
+			return nil
+		}
+		if time.Since(began) >= u.tune.stable {
+			attempt = 0
+		}
+		delay := u.delay(attempt)
+		attempt++
+		u.setState(StateAway, err)
+		u.log.Warn("uplink lost", "code", err.Code, "error", err.Error(), "retry", delay.Round(time.Millisecond))
+		t := time.NewTimer(delay)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			u.setState(StateStopped, nil)
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+// delay is the wait before the next attempt: full jitter over a doubling
+// limit. While the blame for a lost connection lies with one batch, and
+// others do get through, the limit stays low.
+func (u *Uplink) delay(attempt int) time.Duration {
+	limit := u.tune.backoffMax
+	if attempt < 30 {
+		limit = min(limit, u.tune.backoff<<attempt)
+	}
+	if u.poison.proven {
+		limit = min(limit, 10*u.tune.backoff)
+	}
+	return time.Duration(rand.Int64N(int64(limit)) + 1)
+}
+
+// now is the time against which certificates are checked: never earlier
+// than the build, nor than a time known to have passed.
+func (u *Uplink) now() time.Time {
+	t := time.Now()
+	for _, floor := range []time.Time{u.env.Built, u.env.Clock.Floor()} {
+		if floor.After(t) {
+			t = floor
+		}
+	}
+	return t
+}
+
+// situation collects what the explanation of an error needs.
+func (u *Uplink) situation() situation {
+	ca, cert, _ := u.opts.files()
+	return situation{broker: u.broker, ca: ca, cert: cert, now: u.now(), wall: time.Now(),
+		synced: u.env.Clock.Synced(), timeout: u.tune.connect}
+}
+
+// clientID is the configured one, or the gateway's.
+func (u *Uplink) clientID() string {
+	if u.opts.ClientID != "" {
+		return u.opts.ClientID
+	}
+	return u.env.Gateway
+}
+
+// topicOf fills the topic template for a kind.
+func (u *Uplink) topicOf(kind string) string {
+	return u.opts.topic(u.env.Site, u.env.Gateway, kind)
+}
