@@ -327,6 +327,16 @@ func (p *parser) times(b *driver.Options, path string, at end) {
 			b.Timeout = 500 * time.Millisecond
 		}
 	}
+	for k := range b.Devices {
+		if d := &b.Devices[k]; d.Map != nil {
+			if d.Every == 0 {
+				d.Every = d.Map.Every
+			}
+			if d.Every == 0 {
+				d.Every = 10 * time.Second
+			}
+		}
+	}
 	if at.listens() {
 		return
 	}
@@ -344,12 +354,6 @@ func (p *parser) times(b *driver.Options, path string, at end) {
 		d := &b.Devices[k]
 		if d.Map == nil {
 			continue
-		}
-		if d.Every == 0 {
-			d.Every = d.Map.Every
-		}
-		if d.Every == 0 {
-			d.Every = 10 * time.Second
 		}
 		if d.Timeout == 0 && d.Map.Timeout > b.Timeout {
 			d.Timeout = d.Map.Timeout

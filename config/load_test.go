@@ -69,7 +69,7 @@ func TestComplete(t *testing.T) {
 		t.Error(got)
 	}
 	// Defaults are filled in.
-	if air := c.Buses[2].Devices[0]; c.Buses[1].Timeout != time.Second || air.Map.Transport != "serial" {
+	if air := c.Buses[2].Devices[0]; c.Buses[1].Timeout != time.Second || air.Map.Transport != "serial" || air.Every == 0 {
 		t.Errorf("%+v", air)
 	}
 }
@@ -342,4 +342,23 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%s\n%s", shown, Show(again))
 		}
 	})
+}
+
+// BenchmarkParse checks a large gateway: 100 endpoints, 50 points each.
+func BenchmarkParse(b *testing.B) {
+	var s strings.Builder
+	s.WriteString("gateway: {id: g}\nuplink: {url: mqtts://h}\nbuses:\n")
+	for i := range 100 {
+		fmt.Fprintf(&s, "  bus-%d:\n    connect: tcp://10.0.%d.1\n    devices:\n      dev-%d:\n        unit: 1\n        points:\n", i, i, i)
+		for k := range 50 {
+			fmt.Fprintf(&s, "          p%d: {input: %d, type: f32, unit: V, range: [0, 500]}\n", k, 2*k)
+		}
+	}
+	lib := loadLibrary(b, "")
+	b.SetBytes(int64(s.Len()))
+	for b.Loop() {
+		if cfg, problems := Parse("f", []byte(s.String()), lib); cfg == nil || len(problems) > 0 {
+			b.Fatal(problems)
+		}
+	}
 }

@@ -364,11 +364,11 @@ func TestSecretsAreMasked(t *testing.T) {
 func TestDepthAndSize(t *testing.T) {
 	for name, src := range map[string]string{
 		"brackets": "a: " + strings.Repeat("[", 500000),
-		"braces":   strings.Repeat("{a: ", 200000),
-		"marks":    strings.Repeat("- ", 500000),
+		"braces":   strings.Repeat("{a: ", 80000),
+		"marks":    strings.Repeat("- ", 150000),
 		"keys":     strings.Repeat("? ", 500000),
-		"colons":   strings.Repeat("a: ", 300000),
-		"anchors":  strings.Repeat("&a ", 300000),
+		"colons":   strings.Repeat("a: ", 100000),
+		"anchors":  strings.Repeat("&a ", 80000),
 		"tags":     strings.Repeat("! ", 300000),
 		"stairs":   stairs(1400),
 		"large":    strings.Repeat("a", MaxSize+1),

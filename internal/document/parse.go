@@ -335,6 +335,9 @@ func (d *Document) refuse(n *node) {
 // written reports whether a plain scalar stands in the file as the parser
 // gave it. The parser drops tabs inside words, for one.
 func (d *Document) written(text string, line, col int) bool {
+	if l := d.lineText(line); col <= len(l) && strings.HasPrefix(l[col-1:], text) {
+		return true // col counts characters, so this holds for ASCII before it
+	}
 	words := strings.Fields(text)
 	for len(words) > 0 && line <= len(d.src.lines) {
 		l := []rune(d.src.lines[line-1])
