@@ -261,7 +261,7 @@ func (p *Profile) layout(pt *Point, c *codec, vt string, r report) bool {
 	}
 	var ok bool
 	if c.load, c.perm, ok = chooseLoad(size, pt.Order); !ok {
-		r("order", fmt.Sprintf("a number of %d bytes has no order %s", size, pt.Order), "write ABCD or DCBA")
+		r("order", fmt.Sprintf("%s has no order %s", base, pt.Order), "write ABCD or DCBA")
 		return false
 	}
 	c.width, c.signed = uint8(width), base[0] == 's'
@@ -280,11 +280,11 @@ func (p *Profile) layout(pt *Point, c *codec, vt string, r report) bool {
 	if (c.act == actF32 || c.act == actF64) && !c.num.rounded {
 		c.num.dec = 0 // a float has the decimals it has
 	}
-	return pt.layoutBits(c, vt, width, r)
+	return pt.layoutBits(c, vt, base, width, r)
 }
 
 // layoutBits takes a part of the number, or gives it words.
-func (pt *Point) layoutBits(c *codec, vt string, width int, r report) bool {
+func (pt *Point) layoutBits(c *codec, vt, base string, width int, r report) bool {
 	integer := c.act == actInt || c.act == actUint
 	switch {
 	case vt == "bit":
@@ -293,7 +293,7 @@ func (pt *Point) layoutBits(c *codec, vt string, width int, r report) bool {
 			bit = *pt.Bit
 		}
 		if !integer || bit >= width {
-			r("bit", fmt.Sprintf("there is no bit %d in %s", bit, pt.describeType()), fmt.Sprintf("bits are 0 to %d; a wider type is u32", width-1))
+			r("bit", fmt.Sprintf("there is no bit %d in %s", bit, base), "u16 has bits 0 to 15, u32 0 to 31, u64 0 to 63")
 			return false
 		}
 		c.shift, c.width, c.act, c.invert, c.signed = uint8(bit), 1, actBool, pt.Invert, false
@@ -353,13 +353,6 @@ func (p *Profile) layoutString(pt *Point, c *codec, r report) bool {
 func widthOf(t string) (width, size int) {
 	width, _ = strconv.Atoi(strings.TrimLeft(t, "usfbcd"))
 	return width, width / 8
-}
-
-func (pt *Point) describeType() string {
-	if pt.Type == "" || pt.Type == "bit" {
-		return "u16"
-	}
-	return pt.Type
 }
 
 // numbers prepares scale, offset, decimals and range.
@@ -459,7 +452,7 @@ func (pt *Point) words(c *codec, r report) {
 			r("flags", fmt.Sprintf("there is no bit %d to call %q", n, pt.Flags[n]), "flags are words without a comma by bit number, from 0")
 			continue
 		}
-		c.flags = append(c.flags, flag{uint8(n), pt.Flags[n]})
+		c.flags = append(c.flags, flagWord{uint8(n), pt.Flags[n]})
 	}
 }
 

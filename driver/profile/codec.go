@@ -30,7 +30,7 @@ type codec struct {
 	perm   [8]uint8
 	naText []string
 	words  map[uint64]telemetry.Value // enum
-	flags  []flag
+	flags  []flagWord
 	last   atomic.Pointer[lastText]
 	text   []textSource // sources of a text point
 }
@@ -43,7 +43,7 @@ type lastText struct {
 	value telemetry.Value
 }
 
-type flag struct {
+type flagWord struct {
 	bit  uint8
 	word string
 }
@@ -87,7 +87,7 @@ const (
 func chooseLoad(size int, order string) (load, [8]uint8, bool) {
 	row := map[string]int{"": 0, "big": 0, "ABCD": 0, "CDAB": 1, "BADC": 2, "DCBA": 3, "little": 3}
 	k, ok := row[order]
-	if !ok || size == 3 && (k == 1 || k == 2) {
+	if !ok || size%2 == 1 && (k == 1 || k == 2) {
 		return 0, [8]uint8{}, false
 	}
 	var perm [8]uint8

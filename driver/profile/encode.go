@@ -147,7 +147,7 @@ func (c *codec) flagBits(text string) (raw uint64, err error) {
 		if w == "" {
 			continue
 		}
-		if i := slices.IndexFunc(c.flags, func(f flag) bool { return f.word == w }); i >= 0 {
+		if i := slices.IndexFunc(c.flags, func(f flagWord) bool { return f.word == w }); i >= 0 {
 			raw |= 1 << c.flags[i].bit
 			continue
 		}
