@@ -1,0 +1,146 @@
+package buffer
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+const pageSize = 4096
+
+// boltFile is a bbolt file whose every transaction is caught: bbolt panics
+// or faults on a damaged file, and a damaged file must not end the process.
+type boltFile struct {
+	db    *bbolt.DB
+	file  *os.File
+	stuck bool // bbolt panicked holding its lock: Close would wait for ever
+}
+
+// guarded runs fn and turns a panic or a memory fault into errDamaged.
+func guarded(fn func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			err = damaged("bbolt: %v", p)
+		}
+	}()
+	return fn()
+}
+
+// openBolt opens a file. size is the most it may grow to; 0 opens it for
+// reading only. alloc is by how much it grows.
+func openBolt(path string, size, alloc int64, log *slog.Logger) (*boltFile, error) {
+	b := &boltFile{}
+	o := &bbolt.Options{
+		PageSize: pageSize, FreelistType: bbolt.FreelistMapType, InitialMmapSize: int(2 * max(size, maxSegment)),
+		Timeout: 2 * time.Second, ReadOnly: size == 0, MaxSize: int(size),
+		OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
+			f, err := os.OpenFile(path, flag|syscall.O_NOFOLLOW, mode)
+			b.file = f
+			return f, err
+		},
+	}
+	if log != nil {
+		o.Logger = boltLog{log}
+	}
+	err := guarded(func() (err error) {
+		b.db, err = bbolt.Open(path, 0o600, o)
+		return err
+	})
+	if err != nil {
+		if b.file != nil {
+			b.file.Close() // bbolt has closed it unless it panicked
+		}
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	b.db.AllocSize = int(alloc)
+	return b, nil
+}
+
+// update runs fn in a transaction and commits it. After an error the outcome
+// is unknown: the file must be closed and read anew. It returns the bytes of
+// the pages written.
+func (b *boltFile) update(fn func(*bbolt.Tx) error) (written int64, err error) {
+	var tx *bbolt.Tx
+	if err := b.begin(true, &tx); err != nil {
+		return 0, err
+	}
+	before := b.pages()
+	err = guarded(func() error {
+		if err := fn(tx); err != nil {
+			return err
+		}
+		return tx.Commit()
+	})
+	if err != nil {
+		b.end(tx)
+		return 0, err
+	}
+	return b.pages() - before + pageSize, nil // the pages and the meta page
+}
+
+// view runs fn in a transaction that only reads.
+func (b *boltFile) view(fn func(*bbolt.Tx) error) error {
+	var tx *bbolt.Tx
+	if err := b.begin(false, &tx); err != nil {
+		return err
+	}
+	defer b.end(tx)
+	return guarded(func() error { return fn(tx) })
+}
+
+func (b *boltFile) begin(write bool, tx **bbolt.Tx) error {
+	began := false
+	err := guarded(func() (err error) {
+		*tx, err = b.db.Begin(write)
+		began = true
+		return err
+	})
+	b.stuck = b.stuck || !began
+	return err
+}
+
+func (b *boltFile) end(tx *bbolt.Tx) {
+	ended := false
+	_ = guarded(func() error {
+		_ = tx.Rollback()
+		ended = true
+		return nil
+	})
+	b.stuck = b.stuck || !ended
+}
+
+func (b *boltFile) pages() int64 {
+	s := b.db.Stats()
+	return s.TxStats.GetPageAlloc()
+}
+
+// close releases the file. A stuck one keeps its mapping until the process
+// ends; its descriptor and lock are given back.
+func (b *boltFile) close() error {
+	if b.stuck {
+		return b.file.Close()
+	}
+	return guarded(b.db.Close)
+}
+
+// boltLog passes warnings and errors of bbolt on.
+type boltLog struct{ log *slog.Logger }
+
+func (l boltLog) Debug(...any)                     {}
+func (l boltLog) Debugf(string, ...any)            {}
+func (l boltLog) Info(...any)                      {}
+func (l boltLog) Infof(string, ...any)             {}
+func (l boltLog) Warning(v ...any)                 { l.log.Warn("bbolt: " + fmt.Sprint(v...)) }
+func (l boltLog) Warningf(format string, v ...any) { l.log.Warn("bbolt: " + fmt.Sprintf(format, v...)) }
+func (l boltLog) Error(v ...any)                   { l.log.Error("bbolt: " + fmt.Sprint(v...)) }
+func (l boltLog) Errorf(format string, v ...any)   { l.log.Error("bbolt: " + fmt.Sprintf(format, v...)) }
+func (l boltLog) Fatal(v ...any)                   { panic(fmt.Sprint(v...)) }
+func (l boltLog) Fatalf(format string, v ...any)   { panic(fmt.Sprintf(format, v...)) }
+func (l boltLog) Panic(v ...any)                   { panic(fmt.Sprint(v...)) }
+func (l boltLog) Panicf(format string, v ...any)   { panic(fmt.Sprintf(format, v...)) }

@@ -1,0 +1,444 @@
+package buffer
+
+import (
+	"cmp"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	markerName = "opening"
+	maxHot     = 3 // segments kept open for reading
+	maxKills   = 2 // so often may opening a file end the process before it is set aside
+)
+
+// opener opens segments and keeps the last few open. While bbolt opens a
+// file, the marker file names it: if that ends the process, the next start
+// knows which file it was.
+type opener struct {
+	mu    sync.Mutex
+	hot   []*segment
+	kills map[string]int
+}
+
+// Open opens the buffer of a directory, or makes one. It takes the lock, reads
+// the state and a few pages of each segment, closes what the last run left
+// unknown with a Loss, and repairs what is damaged.
+//
+// Errors: ErrLocked when another process has it, with the name of that
+// process; ErrNewer when a newer version wrote it; else what the file system
+// says. Damage is no error.
+func Open(o Options) (*Queue, error) { return open(o, defaultTuning()) }
+
+func open(o Options, tune tuning) (*Queue, error) {
+	if o.Dir == "" || o.Size < 2<<20 || o.MaxLoss < 0 || o.WhenFull != "" && o.WhenFull != dropOldest {
+		return nil, fmt.Errorf("buffer: options are not valid: dir %q, size %d, max_loss %s, when_full %q", o.Dir, o.Size, o.MaxLoss, o.WhenFull)
+	}
+	q := &Queue{dir: o.Dir, size: o.Size, maxLoss: o.MaxLoss, log: o.Logger, tune: tune, changed: make(chan struct{}, 1)}
+	if o.Segment == 0 {
+		o.Segment = min(max(o.Size/16, 1<<20), 8<<20)
+	}
+	o.Segment = max(o.Segment, 256<<10) / pageSize * pageSize
+	if o.Size < 4*o.Segment {
+		return nil, fmt.Errorf("buffer: size %d has no room for four segments of %d", o.Size, o.Segment)
+	}
+	q.segSize = [laneCount]int64{Data: o.Segment, Event: max(o.Segment/8, 256<<10)}
+	q.stateCap = max(o.Size/128, 256<<10) / pageSize * pageSize
+	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("buffer: %w", err)
+	}
+	lock, err := lockDir(o.Dir)
+	if err != nil {
+		return nil, err
+	}
+	q.lock = lock
+	if err := q.start(); err != nil {
+		q.abandon()
+		return nil, fmt.Errorf("buffer %s: %w", o.Dir, err)
+	}
+	q.signal()
+	return q, nil
+}
+
+// abandon gives back what a failed Open has taken.
+func (q *Queue) abandon() {
+	for i := range q.lanes {
+		for _, s := range q.lanes[i].segs {
+			_ = s.close(true)
+		}
+	}
+	for i := range q.states {
+		if b := q.states[i].b; b != nil {
+			_ = b.close()
+		}
+	}
+	q.lock.Close()
+}
+
+func (q *Queue) start() error {
+	q.disk.Lock()
+	defer q.disk.Unlock()
+	began := time.Now()
+	if err := q.tidy(); err != nil {
+		return err
+	}
+	s, missing, wrong, err := loadStates(q.dir)
+	if err != nil {
+		return err
+	}
+	for name := range q.opener.kills {
+		if slices.Contains(stateNames[:], name) && q.opener.kills[name] >= maxKills {
+			wrong[name] = damaged("opening it ended the process")
+		}
+	}
+	rides, err := q.findSegments()
+	if err != nil {
+		return err
+	}
+	anew := s == nil
+	if anew {
+		s = &state{}
+		if s.epoch, err = newEpoch(); err != nil {
+			return err
+		}
+		q.how = "power"
+		if missing == len(stateNames) && q.segments() == 0 {
+			q.how = "first"
+		}
+	} else if q.how = "power"; s.clean {
+		q.how = "clean"
+	}
+	q.epoch, q.boot, q.gen = s.epoch, s.boot+1, s.gen
+	q.ledger, q.lostB, q.lostR = s.ledger, s.lostB, s.lostR
+	for _, r := range rides {
+		s.join(r)
+	}
+	q.last = s.last
+	for i := range q.lanes {
+		q.lanes[i].laneState = s.lanes[i]
+	}
+	if err := q.openStates(wrong); err != nil {
+		return err
+	}
+	before := q.last
+	for i := range q.lanes {
+		q.account(Lane(i), s.clean, anew, before)
+	}
+	if err := q.saveState(false); err != nil {
+		return err
+	}
+	if err := q.ensureRoom(Event, 0, true); err != nil && !errors.Is(err, errFull) { // the cap may be lower than it was
+		return err
+	}
+	for time.Since(began) < q.tune.opening { // the others are repaired by and by
+		seg := q.damagedOne()
+		if seg == nil {
+			break
+		}
+		if err := q.repair(seg); err != nil {
+			_ = q.failed(err)
+			break
+		}
+	}
+	_, _ = q.trimQuarantine(2, max(q.size/8, q.segSize[Data]))
+	q.measure()
+	return nil
+}
+
+func newEpoch() (uint32, error) {
+	var b [4]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return 0, err
+	}
+	return max(1, binary.BigEndian.Uint32(b[:])), nil
+}
+
+// tidy takes away what an interrupted run left half done and reads the marker.
+func (q *Queue) tidy() error {
+	q.opener.kills = make(map[string]int)
+	marker := filepath.Join(q.dir, markerName)
+	if b, err := os.ReadFile(marker); err == nil {
+		if name, n, ok := strings.Cut(strings.TrimSpace(string(b)), " "); ok {
+			kills, _ := strconv.Atoi(n)
+			q.opener.kills[name] = kills
+		}
+		if err := os.Remove(marker); err != nil {
+			return err
+		}
+	}
+	list, err := os.ReadDir(q.dir)
+	if err != nil {
+		return err
+	}
+	for _, d := range list {
+		path := filepath.Join(q.dir, d.Name())
+		switch {
+		case strings.HasSuffix(path, suffixNew):
+			err = os.Remove(path)
+		case strings.HasSuffix(path, suffixSalvaged):
+			whole := strings.TrimSuffix(path, suffixSalvaged)
+			if _, err = os.Lstat(whole); err == nil {
+				err = os.Remove(path) // the repair is begun again
+			} else if errors.Is(err, os.ErrNotExist) {
+				err = rename(path, whole) // the damaged one was already moved aside
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// findSegments lists the segments, reads the summary of each, and gives
+// those whose summary cannot be read the numbers between their neighbours.
+func (q *Queue) findSegments() (rides []*ride, err error) {
+	list, err := os.ReadDir(q.dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range list {
+		l, no, ok := parseName(d.Name())
+		if !ok {
+			continue
+		}
+		seg := &segment{lane: l, path: filepath.Join(q.dir, d.Name()), log: q.log}
+		sum, r, size, err := glance(seg.path)
+		if q.opener.kills[d.Name()] >= maxKills && err == nil {
+			err = damaged("opening it ended the process")
+		}
+		if err == nil && sum.count == 0 { // nothing was ever committed to it
+			if err := seg.unlink(); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err == nil && sum.lane != l {
+			err = damaged("the file of another lane")
+		}
+		switch {
+		case isDamage(err):
+			seg.bad = true
+			if fi, err := d.Info(); err == nil {
+				size = fi.Size()
+			}
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", d.Name(), err)
+		default:
+			rides = append(rides, r)
+		}
+		sum.lane, sum.no = l, no
+		seg.sum, seg.size = sum, size
+		q.lanes[l].segs = append(q.lanes[l].segs, seg)
+	}
+	for i := range q.lanes {
+		slices.SortFunc(q.lanes[i].segs, func(a, b *segment) int { return cmp.Compare(a.sum.no, b.sum.no) })
+		rides = append(rides, q.guess(Lane(i))...)
+	}
+	return rides, nil
+}
+
+// guess gives damaged segments the numbers and times that they may hold: those
+// between the sound ones before and behind. If the last one is damaged, it
+// is looked through now: it says how far the numbers went.
+func (q *Queue) guess(l Lane) (rides []*ride) {
+	segs := q.lanes[l].segs
+	n := len(segs)
+	end := summary{}
+	if n > 0 && segs[n-1].bad {
+		end, rides = lookThrough(segs[n-1])
+	}
+	for i := n - 1; i >= 0; i-- {
+		s := segs[i]
+		if !s.bad {
+			end = summary{last: s.sum.first - 1, t1: s.sum.t0}
+			continue
+		}
+		if s.sum.first > 0 {
+			continue
+		}
+		s.sum.first, s.sum.last, s.sum.t0, s.sum.t1 = 1, end.last, 0, end.t1
+		for j := i - 1; j >= 0; j-- {
+			if !segs[j].bad {
+				s.sum.first, s.sum.t0 = segs[j].sum.last+1, segs[j].sum.t1
+				break
+			}
+		}
+	}
+	return rides
+}
+
+// lookThrough scans a damaged segment for its highest number, its latest time and its rides.
+func lookThrough(s *segment) (end summary, rides []*ride) {
+	f, err := os.Open(s.path)
+	if err != nil {
+		return end, nil
+	}
+	defer f.Close()
+	scan(f, s.size, s.sum.lane, func(r found) {
+		end.last, end.t1 = max(end.last, r.number), max(end.t1, r.t1)
+	}, func(r *ride) { rides = append(rides, r) })
+	top := &ride{}
+	top.lanes[s.sum.lane].given = end.last
+	return end, append(rides, top)
+}
+
+// openStates opens the state files for writing; what is damaged or missing is made anew.
+func (q *Queue) openStates(wrong map[string]error) error {
+	for i, name := range stateNames {
+		f := &q.states[i]
+		f.path = filepath.Join(q.dir, name)
+		if wrong[name] != nil {
+			if err := q.quarantine(f.path); err != nil {
+				return err
+			}
+			continue
+		}
+		if _, err := os.Lstat(f.path); err != nil {
+			continue
+		}
+		q.mark(name)
+		b, err := openBolt(f.path, q.stateCap, stateStep, q.log)
+		q.unmark()
+		if isDamage(err) {
+			err = q.quarantine(f.path)
+		}
+		if err != nil {
+			return err
+		}
+		f.b = b
+	}
+	return nil
+}
+
+// account closes what nobody knows of any more: numbers that are neither
+// done nor held. Those above all that was stored were in memory, or were
+// never given, when the last run ended; those below were stored and are gone.
+func (q *Queue) account(l Lane, clean, anew bool, before int64) {
+	ln := &q.lanes[l]
+	if n := len(ln.segs); n > 0 && ln.segs[n-1].bad { // what it held is found out by its repair
+		for _, s := range ln.segs {
+			if s.bad && s.sum.last == ln.segs[n-1].sum.last {
+				s.sum.last, s.sum.t1 = max(s.sum.last, ln.given), max(s.sum.t1, before)
+			}
+		}
+	}
+	var here ranges
+	top := uint64(0)
+	for _, s := range ln.segs {
+		if s.sum.last >= s.sum.first {
+			here.add(s.sum.first, s.sum.last)
+			top = max(top, s.sum.last)
+		}
+	}
+	ln.given = max(ln.given, top)
+	if n := len(ln.done.s); n > 0 {
+		ln.given = max(ln.given, ln.done.s[n-1].b)
+	}
+	if !clean {
+		ln.given = max(ln.given, ln.reserved)
+	}
+	if anew { // what was delivered was so in another epoch
+		ln.done = ranges{}
+	}
+	here.union(&ln.done)
+	for _, h := range here.holes(1, ln.given) {
+		loss := Loss{Lane: l, From: h.a, To: h.b, Batches: int64(h.b - h.a + 1), Readings: -1, T0: before, T1: before, Why: WhyCorrupt}
+		if h.a > top || anew {
+			loss.Why, loss.Batches = WhyRestart, -1
+			if !clean {
+				loss.T1 = q.time()
+			}
+		}
+		ln.done.add(h.a, h.b)
+		q.lose(loss)
+	}
+	ln.stored, ln.reserved = ln.given, ln.given
+}
+
+// mark names the file that bbolt is about to open.
+func (q *Queue) mark(name string) {
+	q.opener.kills[name]++
+	_ = os.WriteFile(filepath.Join(q.dir, markerName), []byte(name+" "+strconv.Itoa(q.opener.kills[name])+"\n"), 0o600)
+}
+
+func (q *Queue) unmark() { _ = os.Remove(filepath.Join(q.dir, markerName)) }
+
+// openSegment opens a segment's file after it was looked through. The caller
+// holds opener.mu and the segment's use lock.
+func (q *Queue) openSegment(s *segment, size int64) error {
+	name := filepath.Base(s.path)
+	if q.opener.kills[name] >= maxKills {
+		return damaged("opening it ended the process")
+	}
+	if !s.checked {
+		if _, _, err := inspect(s.path, nil); err != nil {
+			if errors.Is(err, os.ErrNotExist) {
+				err = damaged("the file is missing")
+			}
+			return err
+		}
+	}
+	q.mark(name)
+	b, err := openBolt(s.path, size, pageSize, q.log)
+	q.unmark()
+	if err != nil {
+		return err
+	}
+	q.opener.kills[name] = 0
+	s.file, s.checked = b, true
+	return nil
+}
+
+// openForReading opens a segment that is not open, and closes the one that
+// was opened longest ago.
+func (q *Queue) openForReading(s *segment) error {
+	q.opener.mu.Lock()
+	defer q.opener.mu.Unlock()
+	s.use.Lock()
+	if s.gone || s.file != nil {
+		s.use.Unlock()
+		return nil
+	}
+	err := q.openSegment(s, 0)
+	s.use.Unlock()
+	if err != nil {
+		return err
+	}
+	q.opener.hot = append(q.opener.hot, s)
+	if len(q.opener.hot) > maxHot {
+		_ = q.opener.hot[0].close(false)
+		q.opener.hot = slices.Delete(q.opener.hot, 0, 1)
+	}
+	return nil
+}
+
+// openForWriting opens the last segment of the run before, to go on in it.
+func (q *Queue) openForWriting(s *segment) error {
+	q.cool(s)
+	q.opener.mu.Lock()
+	defer q.opener.mu.Unlock()
+	_ = s.close(false)
+	s.use.Lock()
+	defer s.use.Unlock()
+	return q.openSegment(s, s.size)
+}
+
+// cool closes a segment if it is open for reading.
+func (q *Queue) cool(s *segment) {
+	q.opener.mu.Lock()
+	defer q.opener.mu.Unlock()
+	if i := slices.Index(q.opener.hot, s); i >= 0 {
+		q.opener.hot = slices.Delete(q.opener.hot, i, i+1)
+		_ = s.close(false)
+	}
+}

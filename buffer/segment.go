@@ -1,0 +1,355 @@
+package buffer
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// A segment is one bbolt file with batches of one lane. It is only ever
+// appended to; its commits carry the summary and a ride in the bucket "meta".
+const (
+	bucketMeta  = "meta"
+	bucketBatch = "batch"
+	keySummary  = "s"
+	keyRide     = "r"
+	keyRecord   = "b"
+
+	suffixNew      = ".new"
+	suffixSalvaged = ".salvaged"
+	suffixSegment  = ".db"
+)
+
+// summary says what a segment holds. Every number of first..last that is
+// not in the segment was done when the summary was written.
+type summary struct {
+	epoch    uint32
+	lane     Lane
+	no       uint64 // of the file
+	first    uint64 // 0: nothing
+	last     uint64
+	count    int64 // batches
+	readings int64
+	t0, t1   int64
+}
+
+func (s *summary) encode() []byte {
+	b := binary.AppendUvarint(nil, uint64(s.epoch))
+	b = binary.AppendUvarint(b, uint64(s.lane))
+	for _, v := range []uint64{s.no, s.first, s.last, uint64(s.count), uint64(s.readings)} {
+		b = binary.AppendUvarint(b, v)
+	}
+	b = binary.AppendVarint(b, s.t0)
+	return sealBlob(kindSummary, binary.AppendVarint(b, s.t1))
+}
+
+func decodeSummary(blob []byte) (summary, error) {
+	body, err := openBlob(kindSummary, blob)
+	if err != nil {
+		return summary{}, err
+	}
+	c := cursor{b: body}
+	s := summary{epoch: uint32(c.uint()), lane: Lane(c.uint()), no: c.uint(), first: c.uint(), last: c.uint(),
+		count: int64(c.uint()), readings: int64(c.uint()), t0: c.int(), t1: c.int()}
+	return s, c.err("the summary")
+}
+
+// add counts a batch in.
+func (s *summary) add(number uint64, count int, t0, t1 int64) {
+	if s.count == 0 {
+		s.first, s.t0, s.t1 = number, t0, t1
+	}
+	s.first, s.last = min(s.first, number), max(s.last, number)
+	s.count++
+	s.readings += int64(count)
+	s.t0, s.t1 = min(s.t0, t0), max(s.t1, t1)
+}
+
+// segment is a segment file that is known. sum, bad and size belong to
+// Queue.mu; writing to the file belongs to the disk lock.
+type segment struct {
+	lane Lane
+	path string
+	log  *slog.Logger
+
+	sum  summary
+	size int64 // of the file
+	bad  bool  // damaged; sum is then the numbers that it may hold
+
+	use     sync.RWMutex // held for reading during a read, for writing to open or close
+	file    *boltFile
+	checked bool
+	gone    bool
+}
+
+var (
+	// errGone means that a segment was unlinked while it was looked for.
+	errGone = errors.New("the segment is gone")
+	// errAbsent means that a sound segment does not hold a number.
+	errAbsent = errors.New("the batch is not in the segment")
+	// errRoll means that a segment has no room for a commit.
+	errRoll = errors.New("the segment is full")
+)
+
+func segmentName(l Lane, no uint64) string { return fmt.Sprintf("%s-%08d%s", l, no, suffixSegment) }
+
+// parseName splits the name of a segment file.
+func parseName(name string) (l Lane, no uint64, ok bool) {
+	base, found := strings.CutSuffix(name, suffixSegment)
+	if !found {
+		return 0, 0, false
+	}
+	for l = range Lane(laneCount) {
+		if digits, found := strings.CutPrefix(base, l.String()+"-"); found {
+			no, err := strconv.ParseUint(digits, 10, 64)
+			return l, no, err == nil && len(digits) >= 8
+		}
+	}
+	return 0, 0, false
+}
+
+// glance reads the summary and the ride of a segment with a few small reads.
+// A segment into which nothing was ever committed has count 0.
+func glance(path string) (sum summary, r *ride, size int64, err error) {
+	m, err := openImage(path)
+	if err != nil {
+		return sum, nil, 0, err
+	}
+	defer m.close()
+	sum, r, err = m.heads(nil)
+	return sum, r, m.size, err
+}
+
+// heads reads summary and ride; batches, when set, is called with the bucket of batches.
+func (m *image) heads(batches func(ref bucketRef) error) (sum summary, r *ride, err error) {
+	if m.high == 4 { // as bbolt makes it: no transaction yet
+		return summary{}, &ride{}, nil
+	}
+	found := false
+	err = m.walk(bucketRef{page: m.root}, func(key, _ []byte, sub *bucketRef) error {
+		switch {
+		case sub == nil:
+			return damaged("key %q", key)
+		case string(key) == bucketBatch && batches != nil:
+			return batches(*sub)
+		case string(key) != bucketMeta:
+			return nil
+		}
+		return m.walk(*sub, func(k, v []byte, _ *bucketRef) (err error) {
+			switch string(k) {
+			case keySummary:
+				found = true
+				sum, err = decodeSummary(v)
+			case keyRide:
+				r, err = decodeRide(v)
+			}
+			return err
+		})
+	})
+	if err == nil && (!found || r == nil) {
+		err = damaged("no summary")
+	}
+	return sum, r, err
+}
+
+// inspect walks a whole segment and compares it with its summary, so that
+// bbolt meets nothing it would stumble over. each is called for every batch.
+func inspect(path string, each func(number uint64, count int64)) (sum summary, high int64, err error) {
+	m, err := openImage(path)
+	if err != nil {
+		return sum, 0, err
+	}
+	defer m.close()
+	var n int64
+	var first, last uint64
+	sum, _, err = m.heads(func(ref bucketRef) error {
+		return m.walk(ref, func(key, _ []byte, sub *bucketRef) error {
+			if sub == nil || len(key) != 8 {
+				return damaged("key %x among the batches", key)
+			}
+			if err := m.single(*sub, keyRecord); err != nil {
+				return err
+			}
+			last = binary.BigEndian.Uint64(key)
+			if n == 0 {
+				first = last
+			}
+			n++
+			if each != nil {
+				each(last, int64(sub.sequence))
+			}
+			return nil
+		})
+	})
+	if err == nil && m.high > 4 {
+		err = m.freelist()
+	}
+	if err == nil && (n != sum.count || n > 0 && (first != sum.first || last != sum.last)) {
+		err = damaged("%d batches %d..%d where the summary says %d, %d..%d", n, first, last, sum.count, sum.first, sum.last)
+	}
+	return sum, int64(m.high) * pageSize, err
+}
+
+// read returns a batch. errDamaged when it is not what was written, errGone
+// when the segment was unlinked.
+func (s *segment) read(q *Queue, number uint64) (Item, error) {
+	for {
+		s.use.RLock()
+		if s.gone || s.file != nil {
+			break
+		}
+		s.use.RUnlock()
+		if err := q.openForReading(s); err != nil {
+			return Item{}, err
+		}
+	}
+	defer s.use.RUnlock()
+	if s.gone {
+		return Item{}, errGone
+	}
+	var it Item
+	err := s.file.view(func(tx *bbolt.Tx) error {
+		var key [8]byte
+		binary.BigEndian.PutUint64(key[:], number)
+		b := tx.Bucket([]byte(bucketBatch))
+		if b != nil {
+			b = b.Bucket(key[:])
+		}
+		if b == nil {
+			return errAbsent
+		}
+		on := b.Get([]byte(keyRecord))
+		if int64(len(on)) > s.size {
+			return damaged("batch %d has %d bytes", number, len(on))
+		}
+		rec := make([]byte, len(on))
+		copy(rec, on) // the copy is what is checked: the mapped page may change
+		e, err := openRecord(rec)
+		if err != nil {
+			return err
+		}
+		if e.number != number || e.lane != s.lane {
+			return damaged("batch %d of %s where %d belongs", e.number, e.lane, number)
+		}
+		it = Item{Lane: e.lane, Seq: number, Batch: Batch{Bytes: rec[recordHead:], Count: int(e.count), From: e.t0, To: e.t1}}
+		return nil
+	})
+	return it, err
+}
+
+// close gives the file back. After drop no read finds it any more.
+func (s *segment) close(drop bool) error {
+	s.use.Lock()
+	defer s.use.Unlock()
+	s.gone = s.gone || drop
+	if s.file == nil {
+		return nil
+	}
+	err := s.file.close()
+	s.file, s.checked = nil, false
+	return err
+}
+
+// append commits batches with summary and ride in one transaction. rollOver
+// is true when they do not fit; nothing has been written then.
+func (s *segment) append(group []*held, sum summary, r *ride) (rollOver bool, written int64, err error) {
+	written, err = s.file.update(func(tx *bbolt.Tx) error {
+		need := int64(16 * pageSize)
+		for _, h := range group {
+			need += recordPages(len(h.rec))
+		}
+		if tx.Size()+need > s.size {
+			rollOver = true
+			return errRoll
+		}
+		meta, err := tx.CreateBucketIfNotExists([]byte(bucketMeta))
+		if err != nil {
+			return err
+		}
+		b, err := tx.CreateBucketIfNotExists([]byte(bucketBatch))
+		if err != nil {
+			return err
+		}
+		b.FillPercent = 0.95
+		for _, h := range group {
+			if err := putRecord(b, h.seq, h.count, h.rec); err != nil {
+				return err
+			}
+		}
+		if err := meta.Put([]byte(keySummary), sum.encode()); err != nil {
+			return err
+		}
+		return meta.Put([]byte(keyRide), r.encode())
+	})
+	if errors.Is(err, bolterrors.ErrMaxSizeReached) {
+		rollOver = true
+	}
+	return rollOver, written, err
+}
+
+// putRecord puts a record into a bucket of its own: bbolt does not split a
+// leaf below five keys and would write large neighbours again and again.
+func putRecord(b *bbolt.Bucket, number uint64, count int, rec []byte) error {
+	var key [8]byte
+	binary.BigEndian.PutUint64(key[:], number)
+	sub, err := b.CreateBucket(key[:])
+	if err != nil {
+		return err
+	}
+	if err := sub.SetSequence(uint64(count)); err != nil {
+		return err
+	}
+	return sub.Put([]byte(keyRecord), rec)
+}
+
+// recordPages is what a record takes in a segment, bytes.
+func recordPages(rec int) int64 {
+	if rec < 900 {
+		return int64(rec) + 128
+	}
+	return (int64(rec)+pageHead+elementSize+1+pageSize-1)/pageSize*pageSize + 128
+}
+
+// makeSegment creates an empty segment file with all its blocks.
+func makeSegment(path string, size int64, log *slog.Logger) (*boltFile, error) {
+	fresh := path + suffixNew
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	b, err := openBolt(fresh, size, pageSize, log)
+	if err != nil {
+		os.Remove(fresh)
+		return nil, err
+	}
+	err = preallocate(b.file, size)
+	if err == nil {
+		err = b.file.Sync()
+	}
+	if err == nil {
+		err = rename(fresh, path)
+	}
+	if err != nil {
+		b.close()
+		os.Remove(fresh)
+		return nil, err
+	}
+	return b, nil
+}
+
+// unlink removes a segment file for good.
+func (s *segment) unlink() error {
+	_ = s.close(true)
+	if err := os.Remove(s.path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return syncDir(filepath.Dir(s.path))
+}
