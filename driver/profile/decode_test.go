@@ -260,6 +260,13 @@ func TestShort(t *testing.T) {
 			}
 		}
 	}
+	// A request that does not hold the scale factor.
+	sf := custom(t, nil, Point{Name: "x", Input: ptr(10), SF: "12"}, Point{Name: "y", Input: ptr(10), SF: "8"})
+	for i := range 2 {
+		if got := sf.Decode(Request{Input, 10, 1, []int{i}}, make([]byte, 2), 0, nil)[0]; got.Quality != telemetry.Comm {
+			t.Errorf("a value without its scale factor: %s", ReadingText(got))
+		}
+	}
 	// A request that does not hold the point it names.
 	p := custom(t, nil, Point{Name: "x", Input: ptr(10), Type: "f64"})
 	for _, r := range []Request{{Input, 11, 4, []int{0}}, {Input, 8, 4, []int{0}}, {Holding, 10, 4, []int{0}}, {Coils, 10, 64, []int{0}}} {

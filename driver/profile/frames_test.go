@@ -422,3 +422,17 @@ func FuzzScanner(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkDecodeFrame(b *testing.B) {
+	for name, raw := range map[string][]byte{"nmea-weather": []byte("$WIMWV,57.5,R,13.0,N,A*26"),
+		"plantower-pms5003": unhex(b, "42 4d 00 1c 00 00 00 08 00 08 00 00 00 08 00 08 00 d2 00 46 00 2d 00 1e 00 00 00 00 97 00 02 c5")} {
+		b.Run(name, func(b *testing.B) {
+			p := get(b, name)
+			dst := make([]telemetry.Reading, 0, 32)
+			b.ReportAllocs()
+			for b.Loop() {
+				dst = p.DecodeFrame(raw, 0, dst[:0])
+			}
+		})
+	}
+}

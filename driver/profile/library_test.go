@@ -253,6 +253,31 @@ func golden(t *testing.T, file string, got []byte) {
 	}
 }
 
+// TestManual parses and runs every profile of docs/profiles.md.
+func TestManual(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "profiles.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lib, _ := Load()
+	blocks := strings.Split(string(text), "```yaml\n")[1:]
+	if len(blocks) < 3 {
+		t.Fatalf("only %d profiles in the manual", len(blocks))
+	}
+	for _, b := range blocks {
+		src, _, _ := strings.Cut(b, "```")
+		p, problems := Parse(lib, "docs/profiles.md", []byte(src))
+		if len(problems) > 0 {
+			t.Fatalf("%s: %+v", p.Name, problems)
+		}
+		for _, r := range p.Test() {
+			if !r.OK() {
+				t.Errorf("%s: %s: %v", p.Name, r.Name, r.Failures)
+			}
+		}
+	}
+}
+
 // TestSchema holds docs/schema/profile.schema.json up to date.
 func TestSchema(t *testing.T) {
 	golden(t, filepath.Join("..", "..", "docs", "schema", "profile.schema.json"), document.Schema(&Profile{}, "tidegate device profile"))
@@ -323,4 +348,13 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+func BenchmarkGet(b *testing.B) {
+	for b.Loop() {
+		lib, _ := Load()
+		if _, err := lib.Get("eastron-sdm120"); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
