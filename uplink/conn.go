@@ -115,6 +115,7 @@ type wire struct {
 	net.Conn // TCP or TLS
 	raw      *rawConn
 	r        *bufio.Reader
+	most     int // largest packet that the peer may send
 
 	// of the reader's goroutine
 	first   bool // CONNACK has been seen
@@ -150,7 +151,7 @@ const (
 )
 
 func newWire(c net.Conn, raw *rawConn) *wire {
-	return &wire{Conn: c, raw: raw, r: bufio.NewReaderSize(c, 4<<10), notify: make(chan struct{}, 1),
+	return &wire{Conn: c, raw: raw, r: bufio.NewReaderSize(c, 4<<10), most: maxIncoming, notify: make(chan struct{}, 1),
 		proof: map[uint16]*proof{}, dead: make(chan struct{})}
 }
 
@@ -255,8 +256,8 @@ func (w *wire) header(b byte) error {
 	}
 	w.length |= int(b&0x7f) << w.shift
 	w.shift += 7
-	if w.length > maxIncoming || w.shift > 28 {
-		return fmt.Errorf("%w: packet type %d announces %d bytes or more, limit %d", errMalformed, w.kind, w.length, maxIncoming)
+	if w.length > w.most || w.shift > 28 {
+		return fmt.Errorf("%w: packet type %d announces %d bytes or more, limit %d", errMalformed, w.kind, w.length, w.most)
 	}
 	if b&0x80 != 0 {
 		if w.shift == 28 {

@@ -33,7 +33,7 @@ func (u *Uplink) open(ctx context.Context) (*link, *Error) {
 	if err != nil {
 		return nil, err
 	}
-	return u.connect(ctx, w)
+	return u.connect(ctx, w, true)
 }
 
 // dial reads the certificate files and opens TCP and TLS.
@@ -80,8 +80,9 @@ func tcpStage(err error) stage {
 	return atTCP
 }
 
-// connect speaks MQTT on an open connection. The wire is closed if it fails.
-func (u *Uplink) connect(ctx context.Context, w *wire) (*link, *Error) {
+// connect speaks MQTT on an open connection; with a will if this is the
+// gateway itself. The wire is closed if it fails.
+func (u *Uplink) connect(ctx context.Context, w *wire, will bool) (*link, *Error) {
 	l := &link{wire: w, lost: make(chan error, 1)}
 	password, err := u.password()
 	if err != nil {
@@ -89,15 +90,17 @@ func (u *Uplink) connect(ctx context.Context, w *wire) (*link, *Error) {
 		return nil, err
 	}
 	o := mqtt.NewClientOptions().
-		AddBroker("tcp://"+u.broker.addr()). // only a name here: the connection is open already
+		AddBroker("tcp://" + u.broker.addr()). // only a name here: the connection is open already
 		SetClientID(u.clientID()).SetUsername(u.opts.Username).SetPassword(password).
 		SetProtocolVersion(4).SetCleanSession(true).
 		SetAutoReconnect(false).SetConnectRetry(false).SetResumeSubs(false).
 		SetKeepAlive(u.opts.Keepalive).SetPingTimeout(u.pingTimeout()).
 		SetConnectTimeout(u.tune.connect).SetWriteTimeout(publishWait).
-		SetBinaryWill(u.topicOf("status"), payload.Status(u.state("lost", nil)), 1, true).
 		SetConnectionLostHandler(func(_ mqtt.Client, err error) { l.lost <- err }).
 		SetCustomOpenConnectionFn(func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return w, nil })
+	if will {
+		o.SetBinaryWill(u.topicOf("status"), payload.Status(u.state("lost", nil)), 1, true)
+	}
 	l.client = mqtt.NewClient(o)
 	stop := context.AfterFunc(ctx, w.abort)
 	token := l.client.Connect()

@@ -119,7 +119,7 @@ func (t *tester) run(ctx context.Context) {
 		t.done(stepConnect, StepOK, "through the running agent's connection")
 	} else {
 		var failed *Error
-		if l, failed = u.connect(ctx, w); failed != nil {
+		if l, failed = u.connect(ctx, w, false); failed != nil {
 			switch failed.Code {
 			case "client-cert-required", "client-cert-expired", "client-cert-unknown-ca", "client-cert-revoked", "client-cert":
 				// In TLS 1.3 the broker judges our certificate after the handshake.

@@ -169,6 +169,8 @@ func New(o Options, env Env) (*Uplink, error) {
 	}
 	u := &Uplink{opts: o, env: env, broker: b, dialect: d, tune: defaultTuning(),
 		log: env.Logger.With("uplink", b.String()), unacked: map[key]bool{}, unread: map[key]int{}}
+	// A link that is back is used within two keep-alives, as a dead one is noticed within two.
+	u.tune.backoffMax = min(u.tune.backoffMax, 2*o.Keepalive)
 	u.id.opts = &u.opts
 	u.stats.State = StateAway
 	u.stats.Since = time.Now()

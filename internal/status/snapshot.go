@@ -74,6 +74,8 @@ type Uplink struct {
 	BytesOut  uint64 `json:"bytes_out"`
 	ErrorCode string `json:"error_code,omitempty"`
 	Error     string `json:"error,omitempty"`
+	Hint      string `json:"hint,omitempty"`
+	Insecure  bool   `json:"insecure,omitempty"` // everything travels unencrypted to another machine
 }
 
 // Buffer is the state of the durable queue.
@@ -130,6 +132,7 @@ type Device struct {
 type LastError struct {
 	Code  string `json:"code"`
 	Text  string `json:"text"`
+	Seen  string `json:"seen,omitempty"`
 	Count uint64 `json:"count"` // in a row
 	Since int64  `json:"since"`
 }
@@ -137,7 +140,7 @@ type LastError struct {
 // Clock is how far the time can be trusted.
 type Clock struct {
 	Synced bool  `json:"synced"`
-	Boot   int64 `json:"uptime_ms"`
+	Uptime int64 `json:"uptime_ms"` // of the kernel
 }
 
 // Config names the configuration in force.
@@ -196,12 +199,11 @@ type Batch struct {
 
 // Step is one step of the uplink test.
 type Step struct {
-	Name  string  `json:"name"`
-	State string  `json:"state"` // ok, FAIL, unknown, -
-	Text  string  `json:"text"`
-	MS    float64 `json:"ms"`
-	Hint  string  `json:"hint,omitempty"`
-	Code  string  `json:"code,omitempty"`
+	Name    string   `json:"name"`
+	State   string   `json:"state"` // ok, warn, FAIL, unknown, -
+	Text    string   `json:"text"`
+	MS      float64  `json:"ms"`
+	Failure *Failure `json:"failure,omitempty"`
 }
 
 // Failure is an error as a person reads it: what failed, with the name the

@@ -1,0 +1,294 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidegate/driver"
+	"tidegate/driver/profile"
+	"tidegate/internal/agent"
+	"tidegate/internal/status"
+	"tidegate/internal/telemetry"
+)
+
+// readResult is what `read --json` prints.
+type readResult struct {
+	Schema string `json:"schema"`
+	status.ReadReply
+	Register string `json:"register,omitempty"`
+	Manual   int    `json:"manual_address,omitempty"`
+	Via      string `json:"via"` // agent or direct
+}
+
+type readFlags struct {
+	unit    int
+	line    string
+	typ     string
+	order   string
+	timeout time.Duration
+	repeat  int
+	hex     bool
+}
+
+func (a *app) readCmd() *cobra.Command {
+	var f readFlags
+	c := &cobra.Command{
+		Use:   "read TARGET [REGISTER[+COUNT]]",
+		Short: "read one point or register now",
+		Long: `Reads from a device now. TARGET is
+  a point           meter-1/voltage_l1
+  a device          meter-1                  all its points
+  a bus             meters --unit 1 input:0  registers of any unit on it
+  an address        rtu:/dev/ttyUSB0 or tcp:10.0.0.20:502, with --unit and a register
+A register is a wire address from 0 (input:0, holding:40, coil:3, discrete:3)
+or the number of the manual (30001, 40041, 400041); both are printed. While the
+agent runs, it does the reading between two polls.`,
+		Args: atLeast(1, 2, "a target and perhaps a register"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.read(cmd.Context(), args, &f)
+		},
+	}
+	c.Flags().IntVarP(&f.unit, "unit", "u", -1, "unit id on the line, 1 to 247 (TCP: 0 to 255)")
+	c.Flags().StringVar(&f.line, "line", "9600 8N1", "`SETTINGS` of a serial line given as an address")
+	c.Flags().StringVar(&f.typ, "type", "", "`TYPE` of the value: u16 s16 u32 s32 f32 u64 s64 f64 bcd16 bcd32 string ...")
+	c.Flags().StringVar(&f.order, "order", "", "byte `ORDER`: ABCD CDAB BADC DCBA")
+	c.Flags().DurationVar(&f.timeout, "timeout", 0, "how long the device may take (default 500ms, TCP 1s)")
+	c.Flags().IntVar(&f.repeat, "repeat", 1, "read this many times, once a second")
+	c.Flags().BoolVar(&f.hex, "hex", false, "print the bytes as well")
+	return c
+}
+
+func (a *app) read(ctx context.Context, args []string, f *readFlags) error {
+	var reg register
+	q := status.ReadRequest{Point: args[0]}
+	if len(args) == 2 {
+		var err error
+		if reg, err = parseRegister(args[1]); err != nil {
+			return err
+		}
+		if f.unit < 0 {
+			return usage{errors.New("which unit? Give --unit with its number on the line")}
+		}
+		if reg.count == 0 {
+			reg.count = max(1, words(f.typ))
+		}
+		q = status.ReadRequest{Bus: args[0], Unit: f.unit, Table: int(reg.table), Addr: int(reg.addr), Count: int(reg.count)}
+	}
+	for n := 0; n < f.repeat; n++ {
+		if n > 0 {
+			select {
+			case <-ctx.Done():
+				return exit(exitInterrupted)
+			case <-time.After(time.Second):
+			}
+		}
+		reply, via, err := a.readOnce(ctx, args, q, f)
+		if err != nil {
+			return err
+		}
+		if err := a.printRead(reply, via, reg, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readOnce reads through the agent, or directly where none answers or the
+// target is an address.
+func (a *app) readOnce(ctx context.Context, args []string, q status.ReadRequest, f *readFlags) (status.ReadReply, string, error) {
+	if connect, ok := address(args[0]); ok {
+		if len(args) < 2 {
+			return status.ReadReply{}, "", usage{fmt.Errorf("which register of %s? For example: tidegate read %s --unit 1 input:0", args[0], args[0])}
+		}
+		reply, err := a.readAddress(ctx, connect, q, f)
+		return reply, "direct", err
+	}
+	reply, err := a.client().Read(ctx, q)
+	if !errors.Is(err, status.ErrNoAgent) {
+		return reply, "agent", err
+	}
+	cfg, _, err := a.load()
+	if err != nil {
+		return reply, "", err
+	}
+	r, err := agent.OpenReader(cfg)
+	if err != nil {
+		return reply, "", err
+	}
+	defer r.Close()
+	reply, err = r.Read(ctx, q)
+	return reply, "direct", err
+}
+
+// address recognises a raw address: rtu:/dev/ttyUSB0, tcp:HOST:PORT, and
+// the connect strings of the configuration.
+func address(s string) (connect string, ok bool) {
+	scheme, rest, found := strings.Cut(s, ":")
+	if !found {
+		return "", false
+	}
+	switch scheme {
+	case "rtu", "ascii", "tcp", "rtu+tcp":
+		if strings.HasPrefix(rest, "//") {
+			return s, true
+		}
+		if strings.HasPrefix(rest, "/") || strings.Contains(rest, ":") || scheme == "tcp" || scheme == "rtu+tcp" {
+			return scheme + "://" + rest, true
+		}
+	}
+	return "", false
+}
+
+func (a *app) readAddress(ctx context.Context, connect string, q status.ReadRequest, f *readFlags) (status.ReadReply, error) {
+	zero := 0
+	m, issues := profile.Custom("register", []profile.Point{{Name: "value", Holding: &zero}}, nil)
+	if len(issues) > 0 {
+		return status.ReadReply{}, errors.New(issues[0].Msg)
+	}
+	o := driver.Options{Name: strings.Replace(connect, "://", ":", 1), Connect: connect, Timeout: f.timeout,
+		Devices: []driver.Device{{Name: "unit", Unit: max(q.Unit, 1), Map: m}}}
+	if !strings.HasPrefix(connect, "tcp:") && !strings.HasPrefix(connect, "rtu+tcp:") {
+		o.Line = f.line
+	}
+	var bad error
+	o.Validate(func(path, msg, hint string) {
+		if bad == nil {
+			bad = usage{errors.New(msg)}
+		}
+	})
+	if bad != nil {
+		return status.ReadReply{}, bad
+	}
+	l, err := driver.Open(o, driver.Env{})
+	if err != nil {
+		return status.ReadReply{}, err
+	}
+	defer l.Close()
+	return agent.ReadRegisters(ctx, l, q)
+}
+
+func (a *app) printRead(reply status.ReadReply, via string, reg register, f *readFlags) error {
+	if reg.count > 0 {
+		if err := interpret(&reply, reg, f); err != nil {
+			return err
+		}
+	}
+	place := ""
+	manual := 0
+	if reply.Table != 0 {
+		r := register{profile.Table(reply.Table), uint16(reply.Addr), uint16(reply.Count)}
+		place, manual = r.String(), profile.ManualNumber(r.table, r.addr)
+	}
+	if a.json {
+		printJSON(a.out, readResult{"tidegate.read/1", reply, place, manual, via})
+	} else {
+		rows := [][]string{}
+		for _, v := range reply.Values {
+			name := v.Point
+			if v.Device != "" {
+				name = v.Device + "/" + v.Point
+			}
+			when := fmt.Sprintf("read now (%.0f ms)", reply.RTTMS)
+			if reply.Table == 0 {
+				when = age(v.AgeMS) + " ago"
+			}
+			row := []string{name, withUnit(v), quality(v), when}
+			if len(reply.Values) == 1 || reg.count > 0 {
+				row = append(row, place)
+				place = ""
+			}
+			rows = append(rows, row)
+		}
+		table(a.out, rows)
+		if f.hex && reply.Hex != "" {
+			fmt.Fprintf(a.out, "bytes  % x\n", mustHex(reply.Hex))
+		}
+	}
+	for _, v := range reply.Values {
+		if v.Quality == telemetry.Comm.String() {
+			return exit(exitFindings)
+		}
+	}
+	return nil
+}
+
+func mustHex(s string) []byte {
+	b, _ := hex.DecodeString(s) // our own socket wrote it
+	return b
+}
+
+// interpret gives raw registers a meaning: the type that was asked for, or
+// each register as u16, each bit as true or false.
+func interpret(reply *status.ReadReply, reg register, f *readFlags) error {
+	data, err := hex.DecodeString(reply.Hex)
+	if err != nil {
+		return err
+	}
+	step := uint16(1)
+	typ := f.typ
+	if reg.table.Bits() {
+		typ = "bit"
+	} else if typ == "" {
+		typ = "u16"
+	}
+	length := 0
+	if typ == "string" {
+		step, length = reg.count, int(reg.count)
+	} else if n := words(typ); n > 0 {
+		step = n
+	} else if typ != "bit" {
+		return usage{fmt.Errorf("--type %q: u8 s8 u16 s16 u24 s24 u32 s32 u64 s64 f32 f64 bcd16 bcd32 string", f.typ)}
+	}
+	var points []profile.Point
+	for i := uint16(0); i+step <= reg.count; i += step {
+		addr := int(reg.addr + i)
+		p := profile.Point{Name: fmt.Sprintf("%v:%d", reg.table, addr), Type: typ, Order: strings.ToUpper(f.order), Length: length}
+		if typ == "bit" {
+			p.Type, p.Order = "", ""
+		}
+		switch reg.table {
+		case profile.Coils:
+			p.Coil = &addr
+		case profile.Discrete:
+			p.Discrete = &addr
+		case profile.Holding:
+			p.Holding = &addr
+		default:
+			p.Input = &addr
+		}
+		points = append(points, p)
+	}
+	if len(points) == 0 {
+		return usage{fmt.Errorf("a %s takes %d registers, only %d were asked for", typ, step, reg.count)}
+	}
+	m, issues := profile.Custom("registers", points, nil)
+	if len(issues) > 0 {
+		return usage{fmt.Errorf("%s %s", issues[0].Msg, issues[0].Hint)}
+	}
+	req := profile.Request{Table: reg.table, Address: reg.addr, Count: reg.count}
+	for i := range points {
+		req.Points = append(req.Points, i)
+	}
+	now := time.Now().UnixMilli()
+	for i, r := range m.Decode(req, data, 0, nil) {
+		reply.Values = append(reply.Values, status.Value{Point: points[i].Name, Value: r.Value.AppendJSON(nil),
+			Quality: r.Quality.String(), Cause: r.Cause.String(), At: now})
+	}
+	return nil
+}
+
+// configFailure is the error of a configuration file that cannot be read at all.
+func configFailure(path string, err error) error {
+	f := &status.Failure{Code: "config-file", What: "the configuration " + path + " cannot be read",
+		Seen: err.Error(), Exit: exitNoInput}
+	if path == defaultConfig {
+		f.Try = "name the file: tidegate check --config FILE"
+	}
+	return f
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"tidegate/internal/account"
+	"tidegate/internal/status"
+	"tidegate/uplink"
+)
+
+type verifyFlags struct {
+	broker   uplink.Options
+	topic    string
+	duration time.Duration
+	midway   bool
+}
+
+func (a *app) verifyCmd() *cobra.Command {
+	f := verifyFlags{broker: uplink.Defaults()}
+	c := &cobra.Command{
+		Use:   "verify [FILE...]",
+		Short: "prove from the cloud's side that no batch is missing",
+		Long: `Keeps the account of what gateways delivered: numbers received, repeated, late,
+closed by a tombstone, or lost without one, which must not be.
+
+FILE holds messages, one a line: topic, blank, payload, as mosquitto_sub -v
+writes it, or with the payload in hex as -F '%t %x' does (needed for gzip); -
+is standard input. With --url it subscribes and listens, for --for or until
+Ctrl-C; then a lane's account begins where listening began.
+
+Exit code 0 complete (tombstones are listed), 1 incomplete or nothing received.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			book := account.New()
+			switch {
+			case f.broker.URL != "" && len(args) > 0:
+				return usage{fmt.Errorf("either files or --url, not both")}
+			case f.broker.URL != "":
+				book.Midway()
+				if err := a.listen(cmd.Context(), book, &f); err != nil {
+					return err
+				}
+			case len(args) == 0:
+				return usage{fmt.Errorf("what shall be verified? Name files of messages, - for standard input, or --url")}
+			default:
+				if f.midway {
+					book.Midway()
+				}
+				for _, file := range args {
+					if err := a.addFile(book, file); err != nil {
+						return err
+					}
+				}
+			}
+			r := book.Report()
+			if a.json {
+				fmt.Fprintln(a.out, string(r.JSON()))
+			} else {
+				fmt.Fprint(a.out, r.Text())
+			}
+			if r.Verdict == account.Complete || r.Verdict == account.CompleteButTombs {
+				return nil
+			}
+			return exit(exitFindings)
+		},
+	}
+	fl := c.Flags()
+	fl.BoolVar(&f.midway, "midway", false, "the files begin in the middle of the gateways' lives")
+	fl.StringVar(&f.broker.URL, "url", "", "subscribe to this broker: mqtts://HOST[:8883]")
+	fl.StringVar(&f.broker.Identity, "identity", "", "`FOLDER` with ca.crt, client.crt and client.key")
+	fl.StringVar(&f.broker.TLS.CA, "ca", "", "`FILE` with the broker's authority, where no client certificate is needed")
+	fl.StringVar(&f.broker.Username, "username", "", "user at the broker")
+	fl.StringVar(&f.broker.PasswordFile, "password-file", "", "`FILE` with the password")
+	fl.StringVar(&f.broker.ClientID, "client-id", "", "MQTT client id (default: made up)")
+	fl.StringVar(&f.topic, "topic", "tg/v1/#", "topic `FILTER` to subscribe to")
+	fl.DurationVar(&f.duration, "for", 0, "listen this long (default: until Ctrl-C)")
+	return c
+}
+
+func (a *app) addFile(book *account.Book, file string) error {
+	in, name := a.in, "standard input"
+	if file != "-" {
+		f, err := os.Open(file)
+		if err != nil {
+			return &status.Failure{Code: "no-such-file", What: err.Error(), Exit: exitNoInput}
+		}
+		defer f.Close()
+		in, name = f, filepath.Base(file)
+	}
+	shown := 0
+	return book.AddLines(in, func(line int, err error) {
+		if shown++; shown <= 5 {
+			fmt.Fprintf(a.err, "%s:%d: %v\n", name, line, err)
+		}
+	})
+}
+
+// listen feeds the book from a broker until the time is up or Ctrl-C.
+func (a *app) listen(ctx context.Context, book *account.Book, f *verifyFlags) error {
+	if f.duration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, f.duration)
+		defer cancel()
+	}
+	if f.broker.ClientID == "" {
+		f.broker.ClientID = fmt.Sprintf("tidegate-verify-%d", os.Getpid())
+	}
+	var problem error
+	f.broker.Validate(func(path, msg, hint string) {
+		if problem == nil {
+			problem = usage{fmt.Errorf("%s: %s; %s", path, msg, hint)}
+		}
+	})
+	if problem != nil {
+		return problem
+	}
+	io.WriteString(a.err, "listening to "+f.topic+"; Ctrl-C ends it and prints the account\n")
+	return uplink.Listen(ctx, f.broker, []string{f.topic}, func(topic string, payload []byte) {
+		if err := book.Add(topic, payload); err != nil {
+			fmt.Fprintf(a.err, "%s: %v\n", topic, err)
+		}
+	})
+}

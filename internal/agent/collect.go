@@ -1,0 +1,241 @@
+package agent
+
+import (
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"tidegate/buffer"
+	"tidegate/internal/clock"
+	"tidegate/internal/telemetry"
+)
+
+// queue is what the collector needs of the buffer. Append takes a batch for
+// good or says why not; Sync makes durable what waits longer than a time.
+type queue interface {
+	Append(buffer.Lane, buffer.Batch) (uint64, error)
+	Sync(olderThan time.Duration) error
+}
+
+// limits say when a batch is full.
+type limits struct {
+	maxAge      time.Duration // of its first reading
+	maxReadings int
+	maxBytes    int64 // of the message it becomes, as estimated in shape records
+	maxLoss     time.Duration
+}
+
+// slew is how far wall clock less uptime may wander within one batch, in
+// ms: beyond it the clock was stepped, and a new batch begins.
+const slew = 50
+
+// last is the newest reading of a point.
+type last struct {
+	telemetry.Reading
+	at clock.Stamp
+}
+
+// collector turns groups into batches. One goroutine runs it; it is the
+// only writer of the queue. Groups reach it through a bounded channel: when
+// it is full, lines wait and count their polls as late.
+type collector struct {
+	queue   queue
+	catalog *telemetry.Catalog
+	limits  limits
+	log     *slog.Logger
+	in      chan *telemetry.Group
+	cost    []int // bytes that a point costs in a message
+	pool    sync.Pool
+	beat    atomic.Int64 // Unix ms of the last turn, for the watchdog
+	events  atomic.Uint64
+
+	mu   sync.Mutex
+	last []last
+
+	open    telemetry.Batch
+	opened  time.Time
+	count   int
+	bytes   int
+	groups  []*telemetry.Group // of the open batch, to be used again
+	encoded []byte
+	failing bool
+}
+
+// inbox is how many groups may wait for the collector.
+const inbox = 1024
+
+func newCollector(q queue, c *telemetry.Catalog, l limits, log *slog.Logger) *collector {
+	co := &collector{queue: q, catalog: c, limits: l, log: log,
+		in: make(chan *telemetry.Group, inbox), last: make([]last, len(c.Points))}
+	for _, p := range c.Points {
+		co.cost = append(co.cost, len(p.Name)+14)
+	}
+	co.pool.New = func() any { return new(telemetry.Group) }
+	for i := range co.last {
+		co.last[i].Quality, co.last[i].Cause = telemetry.Init, telemetry.CauseNotYet
+		co.last[i].Point = uint32(i)
+	}
+	co.beat.Store(time.Now().UnixMilli())
+	return co
+}
+
+// emit takes a group from a line. It copies it, and waits while the
+// collector is behind.
+func (c *collector) emit(g *telemetry.Group) {
+	own := c.pool.Get().(*telemetry.Group)
+	own.At = g.At
+	own.Readings = append(own.Readings[:0], g.Readings...)
+	c.in <- own
+}
+
+// run collects until the channel is closed and everything in it is in the
+// queue and durable.
+func (c *collector) run() {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case g, ok := <-c.in:
+			if !ok {
+				c.close()
+				c.sync(0)
+				return
+			}
+			c.add(g)
+		case <-tick.C:
+			c.beat.Store(time.Now().UnixMilli())
+			if c.count > 0 && time.Since(c.opened) >= c.limits.maxAge {
+				c.close()
+			}
+			// A batch waits up to maxAge before it reaches the queue.
+			c.sync(max(c.limits.maxLoss-c.limits.maxAge, time.Millisecond))
+		}
+	}
+}
+
+func (c *collector) sync(olderThan time.Duration) {
+	c.tell("making readings durable", c.queue.Sync(olderThan))
+}
+
+// tell logs a trouble with the queue when it begins and when it ends.
+func (c *collector) tell(doing string, err error) {
+	switch {
+	case err != nil && !c.failing:
+		c.failing = true
+		c.log.Error("buffer: "+doing+" failed; readings are kept in memory", "error", err)
+	case err == nil && c.failing:
+		c.failing = false
+		c.log.Info("buffer: writing works again")
+	}
+}
+
+func (c *collector) add(g *telemetry.Group) {
+	if len(g.Readings) == 0 {
+		c.pool.Put(g)
+		return
+	}
+	if c.count > 0 && !c.fits(g) {
+		c.close()
+	}
+	alarm := c.remember(g)
+	if c.count == 0 {
+		c.opened = time.Now()
+		c.open.Boot, c.open.Synced = g.At.Boot, g.At.Synced
+	}
+	c.open.Groups = append(c.open.Groups, *g)
+	c.groups = append(c.groups, g)
+	c.count += len(g.Readings)
+	c.bytes += c.weight(g)
+	if alarm {
+		c.event(g)
+	}
+	if c.count >= c.limits.maxReadings {
+		c.close()
+	}
+}
+
+// fits tells whether g may join the open batch.
+func (c *collector) fits(g *telemetry.Group) bool {
+	head := c.open.Groups[0].At
+	drift := (g.At.Wall - g.At.Mono) - (head.Wall - head.Mono)
+	return g.At.Boot == head.Boot && g.At.Synced == head.Synced && drift < slew && drift > -slew &&
+		c.count+len(g.Readings) <= c.limits.maxReadings &&
+		int64(c.bytes+c.weight(g)) <= c.limits.maxBytes
+}
+
+func (c *collector) weight(g *telemetry.Group) int {
+	n := 60
+	for i := range g.Readings {
+		n += c.cost[g.Readings[i].Point]
+	}
+	return n
+}
+
+// remember keeps the newest readings and tells whether one of class alarm
+// has changed since the one before.
+func (c *collector) remember(g *telemetry.Group) (alarm bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range g.Readings {
+		r := &g.Readings[i]
+		l := &c.last[r.Point]
+		if c.catalog.Points[r.Point].Class == telemetry.ClassAlarm && l.Value != r.Value && r.Value.Kind() != telemetry.None {
+			alarm = true
+		}
+		l.Reading, l.at = *r, g.At
+	}
+	return alarm
+}
+
+// event puts the alarm points of a group into the event lane, at once.
+func (c *collector) event(g *telemetry.Group) {
+	one := telemetry.Group{At: g.At}
+	for _, r := range g.Readings {
+		if c.catalog.Points[r.Point].Class == telemetry.ClassAlarm {
+			one.Readings = append(one.Readings, r)
+		}
+	}
+	b := telemetry.Batch{Catalog: c.catalog.Hash(), Boot: g.At.Boot, Synced: g.At.Synced, Groups: []telemetry.Group{one}}
+	c.append(buffer.Event, &b, len(one.Readings))
+	c.events.Add(1)
+}
+
+// close puts the open batch into the queue and begins anew.
+func (c *collector) close() {
+	if c.count == 0 {
+		return
+	}
+	c.open.Catalog = c.catalog.Hash()
+	c.append(buffer.Data, &c.open, c.count)
+	for i, g := range c.groups {
+		c.pool.Put(g)
+		c.groups[i] = nil
+		c.open.Groups[i] = telemetry.Group{}
+	}
+	c.groups, c.open.Groups, c.count, c.bytes = c.groups[:0], c.open.Groups[:0], 0, 0
+}
+
+func (c *collector) append(lane buffer.Lane, b *telemetry.Batch, count int) {
+	var err error
+	if c.encoded, err = telemetry.AppendBatch(c.encoded[:0], b); err != nil {
+		// The groups came from our own lines: only a bug gets here.
+		c.log.Error("a batch cannot be stored", "error", err)
+		return
+	}
+	from, to := b.Groups[0].At.Wall, b.Groups[0].At.Wall
+	for i := range b.Groups {
+		from, to = min(from, b.Groups[i].At.Wall), max(to, b.Groups[i].At.Wall)
+	}
+	_, err = c.queue.Append(lane, buffer.Batch{Bytes: c.encoded, Count: count, From: from, To: to})
+	c.tell("keeping a batch", err)
+}
+
+// latest calls f with the newest reading of every point, under the lock.
+func (c *collector) latest(f func(point int, l *last)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.last {
+		f(i, &c.last[i])
+	}
+}

@@ -1,0 +1,246 @@
+package agent
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"tidegate/config"
+	"tidegate/driver"
+	"tidegate/driver/profile"
+	"tidegate/internal/status"
+	"tidegate/internal/telemetry"
+)
+
+// Reader answers questions about single points and registers over the lines
+// of a configuration: for the running agent between two polls, and for the
+// command line where no agent runs.
+type Reader struct {
+	cfg     *config.Config
+	catalog *telemetry.Catalog
+	lines   map[string]*driver.Line // by bus
+	latest  func(device string) []status.Value
+}
+
+// OpenReader returns a reader of its own, for use where no agent runs. It
+// opens a port only when it is asked for it. Close returns what it opened.
+func OpenReader(cfg *config.Config) (*Reader, error) {
+	r := &Reader{cfg: cfg, catalog: cfg.Catalog(), lines: map[string]*driver.Line{}}
+	for i := range cfg.Buses {
+		l, err := driver.Open(cfg.Buses[i], driver.Env{})
+		if err != nil {
+			return nil, err
+		}
+		r.lines[cfg.Buses[i].Name] = l
+	}
+	return r, nil
+}
+
+// Close closes the lines of OpenReader.
+func (r *Reader) Close() error {
+	var err error
+	for _, l := range r.lines {
+		err = errors.Join(err, l.Close())
+	}
+	return err
+}
+
+// device finds a device by name; bus is its line's section.
+func (r *Reader) device(name string) (bus *driver.Options, dev *driver.Device) {
+	for i := range r.cfg.Buses {
+		for k := range r.cfg.Buses[i].Devices {
+			if d := &r.cfg.Buses[i].Devices[k]; d.Name == name {
+				return &r.cfg.Buses[i], d
+			}
+		}
+	}
+	return nil, nil
+}
+
+func (r *Reader) names() (devices []string) {
+	for i := range r.cfg.Buses {
+		for _, d := range r.cfg.Buses[i].Devices {
+			devices = append(devices, d.Name)
+		}
+	}
+	return devices
+}
+
+// Read reads a point, all points of a device, or registers of a bus, now.
+// A device that only talks by itself cannot be asked: its newest reading is
+// the answer.
+func (r *Reader) Read(ctx context.Context, q status.ReadRequest) (status.ReadReply, error) {
+	if q.Bus != "" {
+		return r.readRaw(ctx, q)
+	}
+	name, point, _ := strings.Cut(q.Point, "/")
+	bus, dev := r.device(name)
+	if dev == nil {
+		return status.ReadReply{}, unknownName(name, r.names())
+	}
+	reply := status.ReadReply{Device: name, Bus: bus.Name}
+	var requests []profile.Request
+	pick := -1
+	if point != "" {
+		if pick = slices.IndexFunc(dev.Map.Points, func(p profile.Point) bool { return p.Name == point }); pick < 0 {
+			var known []string
+			for _, p := range dev.Map.Points {
+				known = append(known, p.Name)
+			}
+			return reply, unknownName(q.Point, known)
+		}
+	}
+	if dev.Map.Transport == "serial" {
+		return r.listened(reply, name, point)
+	}
+	if pick >= 0 {
+		req, err := dev.Map.PointRequest(pick)
+		if err != nil {
+			return reply, err
+		}
+		requests = []profile.Request{req}
+	} else {
+		requests = dev.Map.Plan(profile.Limits{})
+	}
+	var readings []telemetry.Reading
+	for _, req := range requests {
+		answer, err := r.lines[bus.Name].Exchange(ctx, deviceUnit(dev), req.Table, req.Address, req.Count)
+		if err != nil {
+			return reply, Explain(err)
+		}
+		reply.RTTMS += float64(answer.RTT) / float64(time.Millisecond)
+		reply.Unit = int(deviceUnit(dev))
+		reply.Table, reply.Addr, reply.Count = int(req.Table), int(req.Address), int(req.Count)
+		if len(requests) == 1 {
+			reply.Hex = hex.EncodeToString(answer.Data)
+		}
+		readings = dev.Map.Decode(req, answer.Data, dev.Base, readings)
+	}
+	now := time.Now().UnixMilli()
+	for _, rd := range readings {
+		if pick < 0 || rd.Point == dev.Base+uint32(pick) {
+			reply.Values = append(reply.Values, valueOf(&r.catalog.Points[rd.Point], &rd, now, now))
+		}
+	}
+	return reply, nil
+}
+
+// deviceUnit is the unit id of a device: its own, else the profile's.
+func deviceUnit(d *driver.Device) uint8 {
+	if d.Unit == 0 {
+		return uint8(d.Map.Unit)
+	}
+	return uint8(d.Unit)
+}
+
+func (r *Reader) listened(reply status.ReadReply, name, point string) (status.ReadReply, error) {
+	if r.latest == nil {
+		return reply, &status.Failure{Code: "listening", What: name + " talks by itself and cannot be asked",
+			Likely: "no agent is running that would have heard it",
+			Try:    "start the agent: tidegate run; then: tidegate read " + name, Exit: 69}
+	}
+	for _, v := range r.latest(name) {
+		if point == "" || v.Point == point {
+			reply.Values = append(reply.Values, v)
+		}
+	}
+	return reply, nil
+}
+
+func (r *Reader) readRaw(ctx context.Context, q status.ReadRequest) (status.ReadReply, error) {
+	l := r.lines[q.Bus]
+	if l == nil {
+		var known []string
+		for i := range r.cfg.Buses {
+			known = append(known, r.cfg.Buses[i].Name)
+		}
+		return status.ReadReply{}, unknownName(q.Bus, known)
+	}
+	return ReadRegisters(ctx, l, q)
+}
+
+// ReadRegisters reads registers or bits of one unit on a line.
+func ReadRegisters(ctx context.Context, l *driver.Line, q status.ReadRequest) (status.ReadReply, error) {
+	reply := status.ReadReply{Bus: q.Bus, Unit: q.Unit, Table: q.Table, Addr: q.Addr, Count: q.Count}
+	t := profile.Table(q.Table)
+	most := 125
+	if t.Bits() {
+		most = 2000
+	}
+	if t < profile.Coils || t > profile.Input || q.Addr < 0 || q.Count < 1 || q.Count > most ||
+		q.Addr+q.Count > 1<<16 || q.Unit < 0 || q.Unit > 255 {
+		return reply, &status.Failure{Code: "usage", Exit: 64,
+			What: fmt.Sprintf("cannot ask for %d of %v %d of unit %d", q.Count, t, q.Addr, q.Unit),
+			Seen: fmt.Sprintf("addresses are 0 to 65535, at most %d at once, units 0 to 255", most)}
+	}
+	answer, err := l.Exchange(ctx, uint8(q.Unit), t, uint16(q.Addr), uint16(q.Count))
+	if err != nil {
+		return reply, Explain(err)
+	}
+	reply.Hex, reply.RTTMS = hex.EncodeToString(answer.Data), float64(answer.RTT)/float64(time.Millisecond)
+	return reply, nil
+}
+
+// valueOf is a reading as the socket tells it.
+func valueOf(p *telemetry.Point, r *telemetry.Reading, at, now int64) status.Value {
+	v := status.Value{Device: p.Device, Point: p.Name, Unit: p.Unit, Quality: r.Quality.String(),
+		Cause: r.Cause.String(), At: at, AgeMS: -1, Value: json.RawMessage(r.Value.AppendJSON(nil))}
+	if at != 0 {
+		v.AgeMS = max(0, now-at)
+	}
+	return v
+}
+
+func unknownName(name string, known []string) error {
+	f := &status.Failure{Code: "no-such-name", What: fmt.Sprintf("there is no %q", name), Exit: 64}
+	if len(known) > 0 {
+		f.Seen = "known: " + wrap(known, 64)
+	}
+	return f
+}
+
+// wrap joins words with commas, in lines of about width characters, at most five lines.
+func wrap(words []string, width int) string {
+	var b strings.Builder
+	line, lines := 0, 1
+	for i, w := range words {
+		if line > 0 && line+len(w) > width {
+			if lines++; lines > 5 {
+				fmt.Fprintf(&b, "and %d more", len(words)-i)
+				break
+			}
+			b.WriteString("\n")
+			line = 0
+		}
+		b.WriteString(w)
+		if i < len(words)-1 {
+			b.WriteString(", ")
+		}
+		line += len(w) + 2
+	}
+	return b.String()
+}
+
+// Explain turns an error of a line into what a person reads; other errors
+// stay as they are.
+func Explain(err error) error {
+	var e *driver.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	f := &status.Failure{Code: e.Code, What: e.Error(), Seen: e.Seen, Likely: e.Likely, Try: e.Try, Exit: 1}
+	switch {
+	case errors.Is(err, driver.ErrBusy):
+		f.Exit = 75
+	case errors.Is(err, driver.ErrPermission):
+		f.Exit = 77
+	case errors.Is(err, driver.ErrNoPort):
+		f.Exit = 66
+	}
+	return f
+}
