@@ -1,0 +1,157 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"tidegate/driver/profile"
+	"tidegate/internal/telemetry"
+)
+
+// talker is a device that talks by itself: its frames are cut from the
+// bytes as they come.
+type talker struct {
+	scan    *profile.Scanner
+	every   time.Duration
+	heard   time.Time // last good frame, at first when the line was made
+	gone    bool      // told that the line is gone
+	quality telemetry.Quality
+	cause   telemetry.Cause
+	told    time.Time // when a failure was last emitted
+	bad     uint64    // damaged frames already accounted for
+}
+
+func newTalker(d *device, now time.Time) *talker {
+	return &talker{scan: d.opt.Map.NewScanner(), every: d.opt.every(), heard: now, quality: telemetry.Good}
+}
+
+// deadline is how long the device may be silent before its points are stale.
+func (t *talker) deadline() time.Duration { return max(5*t.every, 30*time.Second) }
+
+// listenSlice is how long one read waits: a stop is obeyed within it.
+const listenSlice = 250 * time.Millisecond
+
+// listen takes what the line says for one slice of time. The time of a group
+// is the end of its frame. The caller owns the line.
+func (l *Line) listen(ctx context.Context, emit func(*telemetry.Group)) time.Time {
+	now := time.Now()
+	l.look(now)
+	if l.wire.st == nil {
+		if !now.Before(l.open.next) {
+			if l.ensureOpen(ctx) == nil {
+				for _, d := range l.devices {
+					d.talker.scan.Reset()
+				}
+			}
+			now = time.Now()
+		}
+		if l.wire.st == nil {
+			for _, d := range l.devices {
+				l.failTalker(d, telemetry.Comm, telemetry.CauseGone, l.open.err, now, emit)
+			}
+			return now.Add(max(min(time.Until(l.open.next), listenSlice), time.Millisecond))
+		}
+	}
+	n, err := l.wire.st.ReadSome(l.wire.buf[:], now.Add(listenSlice))
+	now = time.Now()
+	switch {
+	case n > 0:
+		l.wire.count.BytesIn += uint64(n)
+		l.open.good++
+		for _, d := range l.devices {
+			l.feed(d, l.wire.buf[:n], now, emit)
+		}
+	case !errors.Is(err, ErrTimeout):
+		l.hangUp(err)
+	}
+	quiet := true
+	for _, d := range l.devices {
+		l.overdue(d, now, emit)
+		quiet = quiet && now.Sub(d.talker.heard) > 2*d.talker.deadline()
+	}
+	if quiet && !l.at.serial && now.Sub(l.open.seen) > 30*time.Second && l.wire.st != nil {
+		// A peer that died without a word: only a new connection tells.
+		l.hangUp(fmt.Errorf("%w: not a byte for a long time", ErrGone))
+	}
+	l.publish(now)
+	return now
+}
+
+// feed gives bytes to a device's scanner and emits what it makes of them.
+func (l *Line) feed(d *device, b []byte, now time.Time, emit func(*telemetry.Group)) {
+	t := d.talker
+	var panicked error
+	func() {
+		defer func() {
+			if r := recover(); r != nil {
+				l.log.Error("a frame panicked", "device", d.name, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+				l.count(func(p *public) { p.panics++ })
+				t.scan = d.opt.Map.NewScanner()
+				panicked = fmt.Errorf("%w: the frame could not be decoded", ErrMismatch)
+			}
+		}()
+		t.scan.Feed(b, func(raw []byte) {
+			l.group.Readings = d.opt.Map.DecodeFrame(raw, d.opt.Base, l.group.Readings[:0])
+			l.wire.count.Answers++
+			t.heard, t.quality, t.told = now, telemetry.Good, time.Time{}
+			l.account(d, nil, false, 0, 0)
+			if len(l.group.Readings) == 0 {
+				return // a good frame that speaks of nothing we want
+			}
+			l.group.At = l.clk.Stamp()
+			emit(&l.group)
+		})
+	}()
+	if panicked != nil {
+		l.account(d, panicked, false, 0, 0)
+	}
+	if bad := t.scan.Bad(); bad < t.bad {
+		t.bad = bad
+	} else if bad > t.bad {
+		l.wire.count.CRC += bad - t.bad
+		t.bad = bad
+	}
+}
+
+// overdue says so when a device has been silent for too long, or has not
+// spoken at all yet.
+func (l *Line) overdue(d *device, now time.Time, emit func(*telemetry.Group)) {
+	t := d.talker
+	if now.Sub(t.heard) >= t.deadline() {
+		cause := telemetry.CauseTimeout
+		err := ErrTimeout
+		if t.bad > 0 {
+			cause, err = telemetry.CauseCRC, ErrCRC
+		}
+		l.failTalker(d, telemetry.Stale, cause, err, now, emit)
+		return
+	}
+	l.mu.Lock()
+	fresh := d.stats.Good == 0
+	l.mu.Unlock()
+	if fresh {
+		l.failTalker(d, telemetry.Init, telemetry.CauseNotYet, nil, now, emit)
+	}
+}
+
+// failTalker emits all points of a device without values: at a change, then
+// at the heartbeat.
+func (l *Line) failTalker(d *device, q telemetry.Quality, c telemetry.Cause, err error, now time.Time, emit func(*telemetry.Group)) {
+	t := d.talker
+	if t.quality == q && t.cause == c && now.Sub(t.told) < heartbeat {
+		return
+	}
+	t.quality, t.cause, t.told = q, c, now
+	l.group.At = l.clk.Stamp()
+	l.group.Readings = l.group.Readings[:0]
+	for i := range d.opt.Map.Points {
+		l.group.Readings = append(l.group.Readings, telemetry.Reading{Point: d.opt.Base + uint32(i), Quality: q, Cause: c})
+	}
+	if err != nil {
+		l.account(d, err, false, 0, 0)
+	}
+	emit(&l.group)
+}

@@ -1,0 +1,324 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Stats is what a line can tell about itself. Counters start with the line.
+type Stats struct {
+	Name    string
+	Connect string
+	State   string    // idle (not opened yet, or stopped), open, gone
+	Since   time.Time // of that state
+	Err     error     // why it is gone, an *Error; else nil
+	Opened  uint64    // how often the line was opened
+	Load    float64   // share of the time the line is at work, over the last 10 to 20 s
+	Panics  uint64    // polls that panicked
+
+	Requests, Answers, Timeouts uint64
+	CRC, Stray, Echoes, Garbage uint64 // damaged answers, frames not ours, our own requests, bytes in no frame
+	BytesIn, BytesOut           uint64
+	Devices                     []DeviceStats
+}
+
+// DeviceStats is what a line can tell about one device. A poll is one block
+// at one slot of the timetable; of a device that talks, one frame.
+type DeviceStats struct {
+	Name     string
+	Unit     int
+	Every    time.Duration
+	State    string    // init, ok, failing, absent, gone, stale
+	LastGood time.Time // zero: never
+	LastErr  error     // of the failure that lasts, or the last one; nil: never
+	Cause    string    // its cause as readings carry it
+	ErrSince time.Time // of the first failure of the row, zero while all is well
+	Row      int       // failures in a row
+	RTT      time.Duration
+	Polls    uint64 // slots that were served
+	Good     uint64 // with an answer
+	Failed   uint64 // without
+	Late     uint64 // begun more than a tenth of the period (at least 20 ms) too late
+	Skipped  uint64 // slots that passed before there was time for them
+}
+
+// public is what Stats reads of the line, guarded by Line.mu.
+type public struct {
+	state  string
+	since  time.Time
+	err    error
+	opened uint64
+	panics uint64
+	count  counters
+
+	busy   time.Duration // since window
+	window time.Time
+	load   float64
+}
+
+// loadWindow is the time over which the load is taken.
+const loadWindow = 10 * time.Second
+
+// Stats returns a copy of the line's counters and states.
+func (l *Line) Stats() Stats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := &l.public
+	p.roll(time.Now())
+	s := Stats{Name: l.name, Connect: l.opt.Connect, State: p.state, Since: p.since, Err: p.err, Opened: p.opened,
+		Load: p.load, Panics: p.panics, Requests: p.count.Requests, Answers: p.count.Answers, Timeouts: p.count.Timeouts,
+		CRC: p.count.CRC, Stray: p.count.Stray, Echoes: p.count.Echoes, Garbage: p.count.Garbage,
+		BytesIn: p.count.BytesIn, BytesOut: p.count.BytesOut}
+	s.Devices = make([]DeviceStats, 0, len(l.devices))
+	for _, d := range l.devices {
+		s.Devices = append(s.Devices, d.stats)
+	}
+	return s
+}
+
+// roll closes a window of the load.
+func (p *public) roll(now time.Time) {
+	if p.window.IsZero() {
+		p.window = now
+	}
+	if past := now.Sub(p.window); past >= loadWindow {
+		p.load = min(float64(p.busy)/float64(past), 1)
+		p.busy, p.window = 0, now
+	}
+}
+
+// count changes the public figures.
+func (l *Line) count(f func(*public)) {
+	l.mu.Lock()
+	f(&l.public)
+	l.mu.Unlock()
+}
+
+// publish copies the owner's counters to where Stats may read them.
+func (l *Line) publish(now time.Time) {
+	l.mu.Lock()
+	l.public.count = l.wire.count
+	l.public.roll(now)
+	l.mu.Unlock()
+}
+
+// setState notes and logs a change of the line: open, gone, idle.
+func (l *Line) setState(state string, err error) {
+	now := time.Now()
+	l.mu.Lock()
+	old, oldErr, since := l.public.state, l.public.err, l.public.since
+	if state == "open" {
+		l.public.opened++
+	}
+	l.public.err = err
+	if state != old {
+		l.public.state, l.public.since = state, now
+	}
+	l.mu.Unlock()
+	switch {
+	case state == "gone" && (old != "gone" || code(err) != code(oldErr)):
+		l.log.Warn(err.Error(), "code", code(err), "seen", seen(err))
+	case state == "open" && old == "gone":
+		l.log.Info("the line is back", "after", now.Sub(since).Round(time.Millisecond))
+	case state == "open":
+		l.log.Info("the line is open", "connect", l.opt.Connect)
+	}
+}
+
+func code(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return ""
+}
+
+func seen(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Seen
+	}
+	return ""
+}
+
+// account notes what came of a poll of a device and logs changes: a device
+// fails once two polls in a row have failed.
+func (l *Line) account(d *device, err error, late bool, skipped int, took time.Duration) {
+	now := time.Now()
+	var failing, recovered bool
+	var since time.Time
+	var polls int
+	l.mu.Lock()
+	s := &d.stats
+	l.public.busy += took
+	s.Polls++
+	s.Skipped += uint64(skipped)
+	if late {
+		s.Late++
+	}
+	if err == nil {
+		recovered, since, polls = d.warned, s.ErrSince, s.Row
+		s.Good++
+		s.State, s.LastGood, s.Row, s.ErrSince, s.Cause = "ok", now, 0, time.Time{}, ""
+		d.warned = false
+	} else {
+		if s.Row++; s.Row == 1 {
+			s.ErrSince = now
+		}
+		s.Failed++
+		s.Cause = causeOf(err).String()
+		switch {
+		case errors.Is(err, ErrGone), errors.Is(err, ErrClosed):
+			s.State, s.LastErr = "gone", err
+		case errors.Is(err, ErrAbsent):
+			s.State = "absent" // LastErr stays what it was, with its facts
+		case d.talker != nil:
+			s.State, s.LastErr = "stale", err
+		default:
+			if s.Row > 1 {
+				s.State = "failing"
+			}
+			s.LastErr = err
+		}
+		if s.Row >= 2 && !d.warned && s.State != "gone" || d.talker != nil && !d.warned && s.State == "stale" {
+			failing, d.warned = true, true
+		}
+	}
+	l.mu.Unlock()
+	switch {
+	case failing:
+		e := l.diagnose(d, d.unit, nil, err)
+		l.count(func(*public) { d.stats.LastErr = e })
+		l.log.Warn(e.Error(), "code", e.Code, "seen", e.Seen)
+	case recovered:
+		l.log.Info("the device answers again", "device", d.name, "after", now.Sub(since).Round(time.Millisecond), "failed", polls)
+	}
+}
+
+// diagnose turns a failure into what a person can act on. Facts only: what
+// is likely follows from bytes seen and from the neighbours. The caller owns
+// the line; d is nil for a unit of no device, u for a device that talks.
+func (l *Line) diagnose(d *device, u *unit, a *ask, err error) *Error {
+	e := &Error{Line: l.name, Op: "read", Err: err}
+	if d != nil {
+		e.Device = d.name
+	} else if u != nil {
+		e.Device = fmt.Sprintf("unit %d", u.id)
+	}
+	var x Exception
+	switch {
+	case errors.As(err, &x):
+		e.Code, e.What = "exception", fmt.Sprintf("the device says %q", exceptionName(x))
+		if x == 2 {
+			e.Code = "address"
+			e.Likely = "the manual counts from 1: its register 30001 is address 0 on the wire"
+		}
+		if a != nil {
+			e.Seen = fmt.Sprintf("function %d, address %d, count %d", a.fc, a.addr, a.count)
+		}
+		return e
+	case u == nil:
+		e.Code, e.What = "device-silent", "no frame for a long time"
+		if errors.Is(err, ErrCRC) {
+			e.Code, e.What = "line-settings", "bytes come, but no readable frame"
+		}
+		e.Seen = fmt.Sprintf("%d bytes, %d damaged frames, line %s", l.wire.count.BytesIn, l.wire.count.CRC, l.settings())
+		return e
+	case errors.Is(err, ErrGone):
+		e.Code = "conn-closed"
+		return e
+	}
+	facts := fmt.Sprintf("%d requests, %d bytes back", u.asked, u.bytes)
+	others := l.neighbours(u)
+	switch {
+	case errors.Is(err, ErrEcho):
+		e.Code, e.What = "echo", "only our own bytes come back"
+		e.Seen = fmt.Sprintf("%s, %d echoes", facts, l.wire.count.Echoes)
+		e.Likely = "the adapter hears itself, and the device is silent"
+		e.Try = "check unit, power and wires of the device; an echo alone does no harm"
+	case u.bytes == 0 && others != "":
+		e.Code, e.What = "unit-silent", "no answer"
+		e.Seen = facts + "; " + others + " on the same bus"
+		e.Likely = "1 the device has another unit id   2 it has no power   3 its branch is open\n(wiring of the bus and line settings are fine: others answer)"
+	case u.bytes == 0 && !l.at.serial && l.at.kind == kindTCP:
+		e.Code, e.What = "unit-silent", "no answer"
+		e.Seen = facts + "; the connection stands"
+		e.Likely = "1 another unit id   2 a device behind the gateway has no power   3 the timeout is too short"
+	case u.bytes == 0:
+		e.Code, e.What = "bus-silent", "nothing comes back on this bus"
+		e.Seen = facts + "; no other unit answers here; line " + l.settings()
+		e.Likely = "1 no power at the devices   2 wires open or exchanged   3 the adapter does not switch to sending"
+	case errors.Is(err, ErrMismatch):
+		e.Code, e.What = "mismatch", "answers came, but none to this request"
+		e.Seen = fmt.Sprintf("%s, %d frames of others", facts, l.wire.count.Stray)
+		e.Likely = "another master on the bus, or a device that answers wrongly"
+	case errors.Is(err, ErrShort):
+		e.Code, e.What = "short", "the answer broke off"
+		e.Seen = facts
+	case errors.Is(err, ErrCRC) && others == "" && u.heard.IsZero():
+		e.Code, e.What = "line-settings", "answer is not readable"
+		e.Seen = fmt.Sprintf("%s, 0 valid checksums; line %s", facts, l.settings())
+		e.Likely = "the device talks at another speed or parity"
+	case errors.Is(err, ErrCRC):
+		e.Code, e.What = "damaged", "damaged answers"
+		e.Seen = fmt.Sprintf("%s, %d damaged", facts, u.bad)
+		e.Likely = "noise on the line, a missing terminator, or two devices with this unit id"
+	default:
+		e.Code, e.What, e.Seen = "unit-silent", "no answer in time", facts
+	}
+	return e
+}
+
+// settings returns the line settings as people write them.
+func (l *Line) settings() string {
+	if !l.at.serial {
+		return l.at.addr
+	}
+	return fmt.Sprintf("%d %d%c%d", l.mode.mode.BaudRate, l.mode.mode.DataBits, "NOEMS"[l.mode.mode.Parity], 1+int(l.mode.mode.StopBits)/2)
+}
+
+// neighbours names the other units that answered lately.
+func (l *Line) neighbours(u *unit) string {
+	var ids []int
+	var last time.Time
+	for _, o := range l.units {
+		if o != u && !o.heard.IsZero() && time.Since(o.heard) < 10*time.Minute {
+			ids = append(ids, int(o.id))
+			if o.heard.After(last) {
+				last = o.heard
+			}
+		}
+	}
+	if len(ids) == 0 {
+		return ""
+	}
+	slices.Sort(ids)
+	word := "units"
+	if len(ids) == 1 {
+		word = "unit"
+	}
+	return fmt.Sprintf("%s %s answered %v ago", word, list(ids), time.Since(last).Round(time.Millisecond))
+}
+
+func list(ids []int) string {
+	s := ""
+	for i, id := range ids {
+		switch {
+		case i == 8:
+			return s + " and others"
+		case i > 0:
+			s += ", "
+		}
+		s += fmt.Sprint(id)
+	}
+	return s
+}
+
+func exceptionName(x Exception) string {
+	if int(x) < len(exceptionNames) && exceptionNames[x] != "" {
+		return exceptionNames[x]
+	}
+	return x.Error()
+}

@@ -1,0 +1,171 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// stream is the bytes of a line: a serial port or a connection. One
+// goroutine at a time reads and writes; Close may come from any.
+type stream interface {
+	// WriteAll writes all of p. If it cannot before the deadline it returns
+	// ErrTimeout; if the other side is gone, an error that wraps ErrGone.
+	WriteAll(p []byte, deadline time.Time) error
+	// ReadSome waits for bytes until the deadline and returns at least one,
+	// or an error: ErrTimeout, or one that wraps ErrGone. It never returns
+	// (0, nil). A deadline that has passed fetches what is already there.
+	ReadSome(p []byte, deadline time.Time) (int, error)
+	// Alive says without traffic whether the port is still the one that was
+	// opened. For connections it always is.
+	Alive() error
+	// Close frees the file descriptor. Later calls return ErrGone.
+	Close() error
+}
+
+// tcpStream is a stream over a TCP connection.
+type tcpStream struct {
+	c      *net.TCPConn
+	raw    syscall.RawConn
+	read   time.Time // the read deadline that is set
+	write  time.Time // the write deadline that is set
+	closed atomic.Bool
+}
+
+// keepAlive lets the kernel notice a dead peer after about 30 s of silence.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
+
+// dialTCP connects within the timeout. Errors are *Error with the code
+// conn-refused, conn-timeout, dns or conn-failed.
+func dialTCP(ctx context.Context, addr string, timeout time.Duration) (stream, error) {
+	began := time.Now()
+	d := net.Dialer{Timeout: timeout, KeepAliveConfig: keepAlive}
+	conn, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, dialError(addr, err, time.Since(began))
+	}
+	c := conn.(*net.TCPConn)
+	raw, err := c.SyscallConn()
+	if err != nil {
+		c.Close()
+		return nil, dialError(addr, err, time.Since(began))
+	}
+	return &tcpStream{c: c, raw: raw}, nil
+}
+
+func dialError(addr string, err error, took time.Duration) *Error {
+	e := &Error{Op: "connect", Code: "conn-failed", What: "no TCP connection to " + addr, Err: fmt.Errorf("%w: %w", ErrGone, err)}
+	var dns *net.DNSError
+	var nerr net.Error
+	ms := took.Round(time.Millisecond)
+	switch {
+	case errors.As(err, &dns):
+		e.Code = "dns"
+		e.What = fmt.Sprintf("the name %s cannot be resolved", dns.Name)
+		e.Seen = dns.Err
+		e.Try = "write the address instead of the name, or check the gateway's DNS"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		e.Code = "conn-refused"
+		e.Err = fmt.Errorf("%w: %w", ErrGone, ErrRefused)
+		e.Seen = fmt.Sprintf("refused after %v: the host is up, nothing listens on this port", ms)
+		e.Likely = "another port number, Modbus TCP switched off in the device, or the device is starting"
+	case errors.Is(err, context.Canceled):
+		e.Code = "closed"
+	case errors.As(err, &nerr) && nerr.Timeout():
+		e.Code = "conn-timeout"
+		e.Seen = fmt.Sprintf("no answer and no refusal within %v (packets vanish)", ms)
+		e.Likely = "no power, wrong address, cable, or a firewall"
+	default:
+		e.Seen = err.Error()
+	}
+	return e
+}
+
+func (s *tcpStream) WriteAll(p []byte, deadline time.Time) error {
+	if s.closed.Load() {
+		return ErrGone
+	}
+	if !deadline.Equal(s.write) {
+		s.c.SetWriteDeadline(deadline)
+		s.write = deadline
+	}
+	_, err := s.c.Write(p)
+	return s.failure(err)
+}
+
+func (s *tcpStream) ReadSome(p []byte, deadline time.Time) (int, error) {
+	if s.closed.Load() {
+		return 0, ErrGone
+	}
+	if !deadline.After(time.Now()) {
+		return s.fetch(p)
+	}
+	if !deadline.Equal(s.read) {
+		s.c.SetReadDeadline(deadline)
+		s.read = deadline
+	}
+	n, err := s.c.Read(p)
+	if n > 0 {
+		return n, nil
+	}
+	if err == nil {
+		err = io.ErrNoProgress
+	}
+	return 0, s.failure(err)
+}
+
+// fetch takes what the kernel already holds; net.Conn does not read at all
+// once its deadline has passed.
+func (s *tcpStream) fetch(p []byte) (int, error) {
+	if !s.read.IsZero() {
+		s.c.SetReadDeadline(time.Time{})
+		s.read = time.Time{}
+	}
+	var n int
+	var rerr error
+	err := s.raw.Read(func(fd uintptr) bool {
+		for {
+			if n, rerr = syscall.Read(int(fd), p); rerr != syscall.EINTR {
+				return true
+			}
+		}
+	})
+	switch {
+	case err != nil:
+		return 0, s.failure(err)
+	case rerr == syscall.EAGAIN:
+		return 0, ErrTimeout
+	case rerr != nil:
+		return 0, s.failure(rerr)
+	case n <= 0:
+		return 0, s.failure(io.EOF)
+	}
+	return n, nil
+}
+
+func (s *tcpStream) failure(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return ErrTimeout
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("%w: the other side closed the connection", ErrGone)
+	}
+	return fmt.Errorf("%w: %w", ErrGone, err)
+}
+
+func (s *tcpStream) Alive() error { return nil }
+
+func (s *tcpStream) Close() error {
+	if s.closed.Swap(true) {
+		return nil
+	}
+	return s.c.Close()
+}

@@ -1,0 +1,51 @@
+package driver
+
+import (
+	"hash/fnv"
+	"time"
+)
+
+// grid is the timetable of one device: slots at phase + k x every on the
+// wall clock, so that polls of gateways and days line up, and a phase of its
+// own for each device, so that they do not all begin at the full second.
+type grid struct {
+	every, phase int64 // nanoseconds
+}
+
+// newGrid derives the phase from the names: it is the same after a restart.
+func newGrid(line, device string, every time.Duration) grid {
+	h := fnv.New64a()
+	h.Write([]byte(line + "/" + device))
+	g := grid{every: max(int64(every), 1)}
+	g.phase = int64(h.Sum64() % uint64(g.every))
+	return g
+}
+
+// after returns the slot that follows due and how many slots were passed
+// over because they lie a whole period or more before now: those are lost
+// time and are never made up for. Both times carry the monotonic clock; a
+// step of the wall clock moves the next slot by at most half a period.
+func (g grid) after(due, now time.Time) (next time.Time, skipped int) {
+	every := time.Duration(g.every)
+	aim := due.Add(every)
+	wall := now.UnixNano() + int64(aim.Sub(now)) // of aim, by today's wall clock
+	off := (wall - g.phase) % g.every
+	if off < 0 {
+		off += g.every
+	}
+	if off >= g.every/2 {
+		off -= g.every // the nearest slot lies ahead
+	}
+	next = aim.Add(-time.Duration(off))
+	if late := now.Sub(next); late >= every {
+		skipped = int(late / every)
+		next = next.Add(time.Duration(skipped) * every)
+	}
+	return next, skipped
+}
+
+// lateAfter is how much later than its slot a poll may begin without being
+// counted as late: a tenth of the period, at least 20 ms.
+func (g grid) lateAfter() time.Duration {
+	return max(time.Duration(g.every/10), 20*time.Millisecond)
+}
