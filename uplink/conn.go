@@ -248,6 +248,11 @@ func (w *wire) header(b byte) error {
 			return fmt.Errorf("%w: packet type %d, first %v", errMalformed, w.kind, !w.first)
 		}
 		w.first = true
+		switch w.kind {
+		case connackType, publishType, pubackType, subackType, unsubackType, pingrespType:
+		default:
+			return fmt.Errorf("%w: packet type %d", errMalformed, w.kind)
+		}
 		if w.kind == publishType && b>>1&3 > 1 {
 			return fmt.Errorf("%w: a message of quality %d, we subscribe with 1", errMalformed, b>>1&3)
 		}
@@ -317,6 +322,9 @@ func (w *wire) Write(p []byte) (int, error) {
 	}
 	n, err := w.Conn.Write(p)
 	if err != nil {
+		if !w.first && peerClosed(err) {
+			err = w.lastAlert(err)
+		}
 		w.fail(err)
 	}
 	if publish {
@@ -328,6 +336,17 @@ func (w *wire) Write(p []byte) (int, error) {
 		w.wake()
 	}
 	return n, err
+}
+
+// lastAlert reads what the peer said before it reset the connection. In TLS
+// 1.3 it judges our certificate after the handshake, and CONNECT may meet
+// the reset before the reason was read. Nobody else reads before CONNACK.
+func (w *wire) lastAlert(err error) error {
+	w.raw.SetReadDeadline(time.Now().Add(lastWord))
+	if _, said := w.Conn.Read(make([]byte, 1)); said != nil && !peerClosed(said) && !isTimeout(said) {
+		return said
+	}
+	return err
 }
 
 // publishID returns the message number of a PUBLISH of quality 1.

@@ -25,7 +25,7 @@ type link struct {
 // publishWait is how long a Publish may wait for the client to take the
 // message. It is only called when the client has nothing to write, so this
 // passes only if the connection is lost in that very moment.
-const publishWait = 5 * time.Second
+const publishWait = 2 * time.Second
 
 // open makes one connection: files, TCP, TLS, CONNECT.
 func (u *Uplink) open(ctx context.Context) (*link, *Error) {

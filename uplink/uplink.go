@@ -11,8 +11,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"time"
 
@@ -236,6 +238,9 @@ func (u *Uplink) now() time.Time {
 // situation collects what the explanation of an error needs.
 func (u *Uplink) situation() situation {
 	ca, cert, _ := u.opts.files()
+	if _, err := os.Stat(cert); errors.Is(err, fs.ErrNotExist) {
+		cert = "" // an identity folder need not have one
+	}
 	return situation{broker: u.broker, ca: ca, cert: cert, now: u.now(), wall: time.Now(),
 		synced: u.env.Clock.Synced(), timeout: u.tune.connect}
 }

@@ -1,0 +1,416 @@
+package uplink
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"tidegate/internal/sim"
+)
+
+// proxy stands between uplink and broker. Swallowing, it takes bytes from
+// both sides and delivers none, without FIN or RST: a half-open link.
+type proxy struct {
+	ln      net.Listener
+	to      string
+	swallow atomic.Bool
+	wg      sync.WaitGroup
+	mu      sync.Mutex
+	conns   []net.Conn
+	rate    atomic.Int64 // bytes per second towards the broker, 0 for no limit
+}
+
+func newProxy(t *testing.T, to string) *proxy {
+	p := &proxy{ln: listen(t), to: to}
+	p.wg.Go(func() {
+		for {
+			a, err := p.ln.Accept()
+			if err != nil {
+				return
+			}
+			b, err := net.Dial("tcp", p.to)
+			if err != nil {
+				a.Close()
+				continue
+			}
+			a.(*net.TCPConn).SetReadBuffer(64 << 10)
+			p.mu.Lock()
+			p.conns = append(p.conns, a, b)
+			p.mu.Unlock()
+			p.wg.Go(func() { p.copy(b, a, true) })
+			p.wg.Go(func() { p.copy(a, b, false) })
+		}
+	})
+	t.Cleanup(p.close)
+	return p
+}
+
+func (p *proxy) copy(to, from net.Conn, up bool) {
+	defer to.Close()
+	all := make([]byte, 4096)
+	for {
+		buf := all
+		if rate := p.rate.Load(); up && rate > 0 {
+			time.Sleep(time.Second / 20)
+			buf = buf[:max(1, rate/20)]
+		}
+		n, err := from.Read(buf)
+		if err != nil {
+			return
+		}
+		if p.swallow.Load() {
+			continue
+		}
+		if _, err := to.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func (p *proxy) close() {
+	p.ln.Close()
+	p.mu.Lock()
+	for _, c := range p.conns {
+		c.Close()
+	}
+	p.mu.Unlock()
+	p.wg.Wait()
+}
+
+// TestHalfOpen: a link that swallows both directions is noticed within two
+// keep-alives when idle, and nothing is lost.
+func TestHalfOpen(t *testing.T) {
+	for _, busy := range []bool{false, true} {
+		t.Run(map[bool]string{false: "idle", true: "busy"}[busy], func(t *testing.T) {
+			t.Parallel()
+			b := newScript(t, sim.ScriptOptions{})
+			p := newProxy(t, b.Addr())
+			up := newUplink(t, "mqtt://"+p.ln.Addr().String(), func(o *Options) { o.Keepalive = time.Second })
+			up.tune.ack = 700 * time.Millisecond
+			src := newStore(t).add(laneData, 3)
+			u := start(t, up, src)
+			eventually(t, 5*time.Second, "delivered", func() bool { return src.waiting() == 0 })
+			p.swallow.Store(true)
+			began := time.Now()
+			if busy {
+				src.add(laneData, 3)
+			}
+			eventually(t, 5*time.Second, "loss noticed", func() bool { return u.Stats().Err != nil })
+			if took := time.Since(began); took > 2*time.Second+250*time.Millisecond {
+				t.Errorf("noticed after %s", took)
+			}
+			if e := u.Stats().Err; e.Code != "link-dead" && e.Code != "stalled" {
+				t.Errorf("%s: %v", e.Code, e)
+			}
+			p.swallow.Store(false)
+			src.add(laneData, 3)
+			eventually(t, 10*time.Second, "delivered again", func() bool { return src.waiting() == 0 })
+			u.stop()
+			complete(t, seqs(t, b, laneData), src.Given(laneData))
+		})
+	}
+}
+
+// TestSlowReader: a peer that reads ten bytes a second is given up within
+// the write limit, also when the kernel's buffers are full.
+func TestSlowReader(t *testing.T) {
+	b := newScript(t, sim.ScriptOptions{})
+	p := newProxy(t, b.Addr())
+	up := newUplink(t, "mqtt://"+p.ln.Addr().String(), nil)
+	up.tune.connect = 20 * time.Second
+	up.tune.ack = 20 * time.Second
+	up.tune.write = 600 * time.Millisecond
+	src := newStore(t)
+	u := start(t, up, src)
+	eventually(t, 15*time.Second, "online", func() bool { return !u.Stats().LastAck.IsZero() })
+	p.rate.Store(20)
+	long := strings.Repeat("0123456789", 300_000)
+	for range 8 {
+		src.put(laneData, src.encode(src.cat, 1, long))
+	}
+	began := time.Now()
+	eventually(t, 15*time.Second, "given up", func() bool { return u.Stats().Err != nil })
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("given up after %s", took)
+	}
+	if e := u.Stats().Err; e.Code != "link-dead" {
+		t.Errorf("%s: %v", e.Code, e)
+	}
+	u.stop()
+}
+
+// deaf is a peer that accepts and never says anything.
+func deaf(t *testing.T) string {
+	ln := listen(t)
+	var conns []net.Conn
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			conns = append(conns, c)
+		}
+	}()
+	t.Cleanup(func() {
+		ln.Close()
+		<-done
+		for _, c := range conns {
+			c.Close()
+		}
+	})
+	return ln.Addr().String()
+}
+
+// TestEndsQuickly: wherever an attempt is stuck, the end of the context
+// ends it.
+func TestEndsQuickly(t *testing.T) {
+	for name, url := range map[string]func(t *testing.T) string{
+		"no route":    func(t *testing.T) string { return "mqtts://192.0.2.1:8883" },
+		"no tls":      func(t *testing.T) string { return "mqtts://" + deaf(t) },
+		"no connack":  func(t *testing.T) string { return "mqtt://" + newScript(t, sim.ScriptOptions{Silent: true}).Addr() },
+		"deaf broker": func(t *testing.T) string { return "mqtt://" + deaf(t) },
+		"no puback": func(t *testing.T) string {
+			return "mqtt://" + newScript(t, sim.ScriptOptions{Play: func(sim.Arrival) sim.Move { return sim.Swallow }}).Addr()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			up := newUplink(t, url(t), nil)
+			up.tune = defaultTuning()
+			up.tune.grace = 300 * time.Millisecond
+			u := start(t, up, newStore(t).add(laneData, 3))
+			time.Sleep(100 * time.Millisecond)
+			began := time.Now()
+			u.stop()
+			if took := time.Since(began); took > 900*time.Millisecond {
+				t.Errorf("ended after %s", took)
+			}
+		})
+	}
+}
+
+// TestUnacknowledgedAtTheEnd: what was not acknowledged in the time of
+// grace stays in the source.
+func TestUnacknowledgedAtTheEnd(t *testing.T) {
+	b := newScript(t, sim.ScriptOptions{Play: func(a sim.Arrival) sim.Move {
+		if strings.Contains(string(a.Payload), `"seq":2,`) {
+			return sim.Swallow
+		}
+		return sim.Pass
+	}})
+	up := newUplink(t, "mqtt://"+b.Addr(), nil)
+	up.tune.ack = time.Minute
+	up.tune.grace = 100 * time.Millisecond
+	src := newStore(t).add(laneData, 4)
+	u := start(t, up, src)
+	eventually(t, 5*time.Second, "all sent", func() bool { return len(seqs(t, b, laneData)) == 4 })
+	u.stop()
+	src.mu.Lock()
+	defer src.mu.Unlock()
+	if src.acked[key{laneData, 1}] != 1 || src.acked[key{laneData, 2}] != 0 {
+		t.Errorf("acknowledged %v", src.acked)
+	}
+}
+
+// TestBackoff runs the loop in simulated time against a network that is
+// away for a day: attempts spread out, and the first one after a good
+// session comes soon.
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := newUplink(t, "mqtt://127.0.0.1:1", nil)
+		u.tune = defaultTuning()
+		attempts := 0
+		for began := time.Now(); time.Since(began) < 24*time.Hour; attempts++ {
+			time.Sleep(u.delay(attempts))
+		}
+		// half of 5 minutes on average: 24 an hour
+		if attempts < 400 || attempts > 800 {
+			t.Errorf("%d attempts in a day", attempts)
+		}
+	})
+}
+
+func TestClientIDTaken(t *testing.T) {
+	b := newScript(t, sim.ScriptOptions{})
+	src := newStore(t)
+	u := start(t, newUplink(t, "mqtt://"+b.Addr(), nil), src)
+	for range 3 {
+		eventually(t, 5*time.Second, "idle", func() bool {
+			s := u.Stats()
+			return s.State == StateOnline && !s.LastAck.Before(s.Since) && !s.Since.IsZero()
+		})
+		time.Sleep(20 * time.Millisecond)
+		n, _ := b.Connections()
+		b.Cut()
+		eventually(t, 5*time.Second, "back", func() bool { m, _ := b.Connections(); return m > n })
+	}
+	eventually(t, 5*time.Second, "the reason", func() bool { e := u.Stats().Err; return e != nil && e.Code == "client-id-taken" })
+	u.stop()
+}
+
+// TestWire: the connection counts bytes, and its guard sees packets in
+// whatever pieces they come.
+func TestWire(t *testing.T) {
+	a, z := net.Pipe()
+	raw := &rawConn{Conn: a, meter: &meter{}, limit: time.Second}
+	w := newWire(raw, raw)
+	go func() {
+		for _, b := range []byte{0x20, 2, 0, 0, 0x40, 2, 0x12, 0x34, 0xd0, 0, 0x30, 0x05, 0, 1, 'a', 'x', 'y', 0x50} {
+			z.Write([]byte{b})
+		}
+	}()
+	go io.Copy(io.Discard, z)
+	// PUBLISH "a" with number 0x1234
+	if _, err := w.Write([]byte{0x32, 5, 0, 1, 'a', 0x12, 0x34}); err != nil {
+		t.Fatal(err)
+	}
+	if p := w.proofOf(0x1234); p.written.IsZero() || !p.acked.IsZero() {
+		t.Errorf("%+v", p)
+	}
+	n := 0
+	buf := make([]byte, 64)
+	for {
+		k, err := w.Read(buf)
+		n += k
+		if err != nil {
+			if !errors.Is(err, errMalformed) {
+				t.Error(err)
+			}
+			break
+		}
+	}
+	if n != 17 || raw.meter.out.Load() != 7 || raw.meter.in.Load() != 18 {
+		t.Errorf("%d bytes passed, %d out, %d in", n, raw.meter.out.Load(), raw.meter.in.Load())
+	}
+	if w.proofOf(0x1234).acked.IsZero() {
+		t.Error("the PUBACK was not seen")
+	}
+	select {
+	case <-w.dead:
+	default:
+		t.Error("the session was not woken")
+	}
+	z.Close()
+}
+
+func TestValidate(t *testing.T) {
+	for _, x := range []struct {
+		path   string
+		change func(*Options)
+	}{
+		{"url", func(o *Options) { o.URL = "" }},
+		{"url", func(o *Options) { o.URL = "broker" }},
+		{"url", func(o *Options) { o.URL = "http://broker" }},
+		{"url", func(o *Options) { o.URL = "mqtt://192.0.2.1" }},
+		{"url", func(o *Options) { o.URL = "mqtts://user:secret@broker" }},
+		{"url", func(o *Options) { o.URL = "mqtts://broker/path" }},
+		{"tls", func(o *Options) { o.TLS.Cert = "x" }},
+		{"tls", func(o *Options) { o.Identity = "x"; o.TLS.CA = "y" }},
+		{"password_file", func(o *Options) { o.PasswordFile = "x" }},
+		{"topic", func(o *Options) { o.Topic = "tg/{gateway}" }},
+		{"topic", func(o *Options) { o.Topic = "tg/{gatway}/{kind}" }},
+		{"topic", func(o *Options) { o.Topic = "tg/#/{kind}" }},
+		{"shape", func(o *Options) { o.Shape = "xml" }},
+		{"compress", func(o *Options) { o.Compress = "zip" }},
+		{"preset", func(o *Options) { o.Preset = "aws" }},
+		{"batch.max_age", func(o *Options) { o.Batch.MaxAge = 0 }},
+		{"batch.max_readings", func(o *Options) { o.Batch.MaxReadings = 0 }},
+		{"batch.max_bytes", func(o *Options) { o.Batch.MaxBytes = 1 }},
+		{"inflight", func(o *Options) { o.Inflight = 0 }},
+		{"inflight", func(o *Options) { o.Inflight = 101 }},
+		{"keepalive", func(o *Options) { o.Keepalive = 0 }},
+		{"backlog.order", func(o *Options) { o.Backlog.Order = "random" }},
+		{"backlog.rate", func(o *Options) { o.Backlog.Rate = -1 }},
+		{"receipts", func(o *Options) { o.Receipts = true }},
+		{"commands", func(o *Options) { o.Commands = true }},
+		{"insecure", func(o *Options) { o.Insecure = "yes" }},
+	} {
+		o := Defaults()
+		o.URL = "mqtts://broker"
+		x.change(&o)
+		var got []string
+		o.Validate(func(path, msg, hint string) {
+			if strings.Contains(msg+hint, "secret") {
+				t.Errorf("%q tells the password", msg)
+			}
+			got = append(got, path)
+		})
+		if len(got) != 1 || got[0] != x.path {
+			t.Errorf("want %s, got %v", x.path, got)
+		}
+	}
+	for _, url := range []string{"mqtts://broker", "mqtts://broker:443", "mqtt://127.0.0.1", "mqtt://localhost:1884", "mqtt://[::1]"} {
+		o := Defaults()
+		o.URL = url
+		o.Validate(func(path, msg, _ string) { t.Errorf("%s: %s: %s", url, path, msg) })
+	}
+	o := Defaults()
+	o.URL, o.Insecure = "mqtt://192.0.2.1", "plain-text"
+	o.Validate(func(path, msg, _ string) { t.Errorf("%s: %s", path, msg) })
+	u, err := New(o, Env{Gateway: "g", Clock: testClock(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !u.Stats().Insecure || u.state("online", nil).Insecure != "plain-text" {
+		t.Error("a plain link is not called so")
+	}
+}
+
+// TestNoWayAroundTLS: there is no switch that turns verification off.
+func TestNoWayAroundTLS(t *testing.T) {
+	_, file, _, _ := runtime.Caller(0)
+	files, _ := filepath.Glob(filepath.Join(filepath.Dir(file), "*.go"))
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(b), "Insecure"+"SkipVerify") {
+			t.Errorf("%s can switch verification off", f)
+		}
+	}
+}
+
+func TestStatsWhileTesting(t *testing.T) {
+	b := newScript(t, sim.ScriptOptions{Echo: true})
+	src := newStore(t)
+	u := start(t, newUplink(t, "mqtt://"+b.Addr(), nil), src)
+	eventually(t, 5*time.Second, "online", func() bool { return u.Stats().State == StateOnline })
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for range 200 {
+			src.add(laneData, 1)
+			time.Sleep(time.Millisecond)
+		}
+	})
+	for range 5 {
+		steps := u.Test(context.Background())
+		for _, s := range steps {
+			if s.State == StepFail || s.State == StepNot || s.State == StepUnknown {
+				t.Errorf("%+v", s)
+			}
+		}
+		if steps[stepConnect].Text != "through the running agent's connection" {
+			t.Errorf("%+v", steps[stepConnect])
+		}
+	}
+	wg.Wait()
+	eventually(t, 5*time.Second, "delivered", func() bool { return src.waiting() == 0 })
+	u.stop()
+	if n, _ := b.Connections(); n != 1 {
+		t.Errorf("%d connections: the test threw the agent out", n)
+	}
+	complete(t, seqs(t, b, laneData), 200)
+}
