@@ -36,6 +36,8 @@ type Line struct {
 	absent   time.Time // before it no absent unit is probed
 	techFree time.Time // before it no technician is served while Run runs
 	group    telemetry.Group
+	warned   string    // code of the trouble that was logged last; "" when all is well
+	trouble  time.Time // when that trouble began
 
 	mu      sync.Mutex // guards what Stats reads
 	devices []*device
@@ -77,11 +79,8 @@ type device struct {
 	talker  *talker // of a device that talks by itself, else nil
 
 	// guarded by Line.mu
-	stats   DeviceStats
-	row     int       // failures in a row
-	since   time.Time // of the first of them
-	warned  bool
-	lastErr error
+	stats  DeviceStats
+	warned bool // its failing was logged
 }
 
 // Open makes a line of its options. It touches no port: errors are mistakes
@@ -400,12 +399,16 @@ func (l *Line) hangUp(err error) {
 		e.Code, e.What = "adapter-gone", "serial port "+l.at.addr+" has vanished"
 		e.Likely = "the adapter was pulled, or it lost its power"
 	}
+	l.open.err, l.open.gone = e, true
 	switch {
+	case l.open.good > 0 && l.at.serial:
+		l.open.next = now.Add(100 * time.Millisecond) // the node goes a moment after the adapter
 	case l.open.good > 0:
+		// It worked, and the next poll connects again at once: many devices
+		// close a connection that is idle.
 		l.open.next, l.open.wait, l.open.empty = now, 0, 0
-		if l.at.serial {
-			l.open.next = now.Add(100 * time.Millisecond) // the node goes a moment after the adapter
-		}
+		l.setState("idle", nil)
+		return
 	default:
 		if l.open.empty++; l.open.empty >= 3 && !l.at.serial && !errors.Is(err, ErrTimeout) {
 			e.Code = "tcp-one-client"
@@ -414,7 +417,6 @@ func (l *Line) hangUp(err error) {
 		}
 		l.open.next = now.Add(l.reopenWait())
 	}
-	l.open.err, l.open.gone = e, true
 	l.setState("gone", e)
 }
 

@@ -60,7 +60,9 @@ func (l *Line) listen(ctx context.Context, emit func(*telemetry.Group)) time.Tim
 	switch {
 	case n > 0:
 		l.wire.count.BytesIn += uint64(n)
-		l.open.good++
+		if l.open.good++; l.open.good == 1 {
+			l.proven(now)
+		}
 		for _, d := range l.devices {
 			l.feed(d, l.wire.buf[:n], now, emit)
 		}

@@ -257,8 +257,10 @@ func (l *Line) once(u *unit, a *ask, timeout, gap time.Duration) (result, error)
 		u.q.answered(a, now)
 		l.spoke(u, now)
 		u.heard, u.asked, u.bytes, u.bad = now, 0, 0, 0
-		l.open.good++
 		l.open.missed, l.open.wait = 0, 0
+		if l.open.good++; l.open.good == 1 {
+			l.proven(now)
+		}
 	case refused: // a gateway says that the unit is not there
 		u.q.answered(a, now)
 		l.silent(u, now, now.Sub(r.sent))
@@ -280,8 +282,8 @@ func (l *Line) once(u *unit, a *ask, timeout, gap time.Duration) (result, error)
 	case err == nil, refused:
 	case errors.Is(err, ErrGone):
 		l.hangUp(err)
-	case l.at.kind == kindTCP && errors.Is(err, ErrShort):
-		// The rest may never come, and then the next answer would be taken for it.
+	case r.torn || l.at.kind == kindTCP && errors.Is(err, ErrShort):
+		// What is missing would be taken from the next answer.
 		l.hangUp(fmt.Errorf("%w: %w", ErrGone, err))
 	case !l.at.serial && l.open.missed >= 2:
 		l.hangUp(fmt.Errorf("%w: %w twice in a row", ErrGone, err))

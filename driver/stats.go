@@ -11,7 +11,7 @@ import (
 type Stats struct {
 	Name    string
 	Connect string
-	State   string    // idle (not opened yet, or stopped), open, gone
+	State   string    // idle (not opened yet, stopped, or closed by the peer between two polls), open, gone
 	Since   time.Time // of that state
 	Err     error     // why it is gone, an *Error; else nil
 	Opened  uint64    // how often the line was opened
@@ -104,27 +104,44 @@ func (l *Line) publish(now time.Time) {
 	l.mu.Unlock()
 }
 
-// setState notes and logs a change of the line: open, gone, idle.
+// setState notes a change of the line: open, gone, idle. It logs when the
+// line is first open and when it is gone for a new reason; "back" is said by
+// proven, because a peer may accept a connection and mean nothing by it.
 func (l *Line) setState(state string, err error) {
 	now := time.Now()
 	l.mu.Lock()
-	old, oldErr, since := l.public.state, l.public.err, l.public.since
+	first := false
 	if state == "open" {
 		l.public.opened++
+		first = l.public.opened == 1
+	}
+	if state == "gone" && l.trouble.IsZero() {
+		l.trouble = now
 	}
 	l.public.err = err
-	if state != old {
+	if state != l.public.state {
 		l.public.state, l.public.since = state, now
 	}
 	l.mu.Unlock()
 	switch {
-	case state == "gone" && (old != "gone" || code(err) != code(oldErr)):
-		l.log.Warn(err.Error(), "code", code(err), "seen", seen(err))
-	case state == "open" && old == "gone":
-		l.log.Info("the line is back", "after", now.Sub(since).Round(time.Millisecond))
-	case state == "open":
+	case state == "gone" && code(err) != l.warned:
+		l.warned = code(err)
+		l.log.Warn(err.Error(), "code", l.warned, "seen", seen(err))
+	case first && l.warned == "":
 		l.log.Info("the line is open", "connect", l.opt.Connect)
 	}
+	if state == "open" && l.at.serial {
+		l.proven(now)
+	}
+}
+
+// proven notes that the line works, and says so if it had been gone.
+func (l *Line) proven(now time.Time) {
+	if l.warned != "" {
+		l.warned = ""
+		l.log.Info("the line is back", "after", now.Sub(l.trouble).Round(time.Millisecond))
+	}
+	l.trouble = time.Time{}
 }
 
 func code(err error) string {
@@ -147,7 +164,7 @@ func seen(err error) string {
 // fails once two polls in a row have failed.
 func (l *Line) account(d *device, err error, late bool, skipped int, took time.Duration) {
 	now := time.Now()
-	var failing, recovered bool
+	var failing, recovered, changed bool
 	var since time.Time
 	var polls int
 	l.mu.Lock()
@@ -168,31 +185,32 @@ func (l *Line) account(d *device, err error, late bool, skipped int, took time.D
 			s.ErrSince = now
 		}
 		s.Failed++
-		s.Cause = causeOf(err).String()
+		cause := causeOf(err).String()
+		changed = cause != s.Cause
+		s.Cause = cause
 		switch {
 		case errors.Is(err, ErrGone), errors.Is(err, ErrClosed):
-			s.State, s.LastErr = "gone", err
+			s.State, s.LastErr, changed = "gone", err, false
 		case errors.Is(err, ErrAbsent):
-			s.State = "absent" // LastErr stays what it was, with its facts
+			s.State, changed = "absent", false // LastErr stays what it was, with its facts
 		case d.talker != nil:
-			s.State, s.LastErr = "stale", err
-		default:
-			if s.Row > 1 {
-				s.State = "failing"
-			}
-			s.LastErr = err
+			s.State = "stale"
+		case s.Row > 1:
+			s.State = "failing"
 		}
-		if s.Row >= 2 && !d.warned && s.State != "gone" || d.talker != nil && !d.warned && s.State == "stale" {
+		if !d.warned && (s.State == "failing" || s.State == "stale") {
 			failing, d.warned = true, true
 		}
 	}
 	l.mu.Unlock()
-	switch {
-	case failing:
+	if failing || changed {
 		e := l.diagnose(d, d.unit, nil, err)
 		l.count(func(*public) { d.stats.LastErr = e })
-		l.log.Warn(e.Error(), "code", e.Code, "seen", e.Seen)
-	case recovered:
+		if failing {
+			l.log.Warn(e.Error(), "code", e.Code, "seen", e.Seen)
+		}
+	}
+	if recovered {
 		l.log.Info("the device answers again", "device", d.name, "after", now.Sub(since).Round(time.Millisecond), "failed", polls)
 	}
 }

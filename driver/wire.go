@@ -61,6 +61,7 @@ type result struct {
 	answered bool      // the unit spoke, if only to refuse, or damaged
 	echoed   bool      // our own bytes came back
 	bytes    int       // received, garbage and all
+	torn     bool      // TCP: the stream of frames is out of step
 }
 
 // do sends a request and waits for its answer. gap is the silence this unit
@@ -85,21 +86,24 @@ func (w *wire) do(a *ask, timeout, gap time.Duration) (r result, err error) {
 	}
 	w.count.BytesOut += uint64(len(a.adu))
 	before := w.count
-	quiet := false
-	for {
+	for quiet, over := false, false; ; {
 		data, refused, ok := w.search(a, quiet, &r)
-		if ok {
+		switch {
+		case ok && refused != 0:
+			w.dirty = true // some devices send the answer after the refusal
+			err = refused
+			fallthrough
+		case ok:
 			w.count.Answers++
 			r.data, r.answered = data, true
-			if refused != 0 {
-				w.dirty = true // some devices send the answer after the refusal
-				return r, refused
-			}
-			return r, nil
-		}
-		full := false
-		if quiet && w.kind != kindTCP {
-			if full, _ = a.damage(w.kind, w.buf[w.lo:w.hi]); full {
+			return r, err
+		case r.torn:
+			return r, fmt.Errorf("%w: the frames on this connection are out of step", ErrMismatch)
+		case over:
+			r.got = time.Now()
+			return r, w.failed(a, &r, &before)
+		case quiet && w.kind != kindTCP:
+			if full, _ := a.damage(w.kind, w.buf[w.lo:w.hi]); full {
 				return r, w.failed(a, &r, &before)
 			}
 		}
@@ -111,26 +115,15 @@ func (w *wire) do(a *ask, timeout, gap time.Duration) (r result, err error) {
 		}
 		n, err := w.read(until)
 		r.got = w.last
+		r.bytes += n
+		quiet = n == 0
 		switch {
 		case n > 0:
-			r.bytes += n
-			quiet = false
 		case !errors.Is(err, ErrTimeout):
 			w.dirty = true
 			return r, err
-		case until.Equal(deadline):
-			r.got = time.Now()
-			if data, refused, ok := w.search(a, true, &r); ok {
-				w.count.Answers++
-				r.data, r.answered = data, true
-				if refused != 0 {
-					return r, refused
-				}
-				return r, nil
-			}
-			return r, w.failed(a, &r, &before)
 		default:
-			quiet = true
+			over = until.Equal(deadline)
 		}
 	}
 }
@@ -154,10 +147,8 @@ func (w *wire) search(a *ask, quiet bool, r *result) (data []byte, refused Excep
 		w.lo += skip + n
 		if w.kind != kindTCP || b[skip] == a.adu[0] && b[skip+1] == a.adu[1] {
 			if data, refused, ok = a.answer(f); ok {
-				if w.lo < w.hi && w.kind != kindTCP {
-					w.dirty = true // late, foreign or garbage
-				}
-				return data, refused, true
+				w.behind(r)
+				return data, refused, !r.torn
 			}
 		}
 		w.count.Stray++
@@ -166,6 +157,21 @@ func (w *wire) search(a *ask, quiet bool, r *result) (data []byte, refused Excep
 		}
 	}
 	return nil, 0, false
+}
+
+// behind looks at what has come behind the answer. Elsewhere it is late,
+// foreign or garbage. On TCP, where nothing checks the content, it must be
+// the beginning of a frame; if it is not, bytes are missing or too many, and
+// the answer may have been completed with bytes of another.
+func (w *wire) behind(r *result) {
+	switch {
+	case w.lo == w.hi:
+	case w.kind != kindTCP:
+		w.dirty = true
+	default:
+		_, n, more := headTCP(w.pk, w.buf[w.lo:w.hi])
+		r.torn = n == 0 && !more
+	}
 }
 
 // echo returns where our own request stands in b, or -1: some adapters hear

@@ -1,0 +1,720 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"tidegate/driver/profile"
+	"tidegate/internal/telemetry"
+)
+
+// sink gathers what a line emits.
+type sink struct {
+	mu     sync.Mutex
+	groups []telemetry.Group
+	check  func(telemetry.Reading)
+}
+
+func (s *sink) emit(g *telemetry.Group) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := *g
+	c.Readings = append([]telemetry.Reading(nil), g.Readings...)
+	s.groups = append(s.groups, c)
+	if s.check != nil {
+		for _, r := range c.Readings {
+			s.check(r)
+		}
+	}
+}
+
+// count returns how many groups of a device's block came with a quality and cause.
+func (s *sink) count(base uint32, q telemetry.Quality, c telemetry.Cause) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, g := range s.groups {
+		if r := g.Readings[0]; r.Point == base && r.Quality == q && r.Cause == c {
+			n++
+		}
+	}
+	return n
+}
+
+// run runs a line until the test ends or stop is called.
+func run(t testing.TB, l *Line, emit func(*telemetry.Group)) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx, emit) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+func open(t testing.TB, o Options) *Line {
+	t.Helper()
+	for i := range o.Devices {
+		d := &o.Devices[i]
+		if len(d.Points) == 0 && d.Profile == "" {
+			d.Points = d.Map.Points
+		}
+	}
+	l, err := Open(o, Env{Logger: slog.New(slog.NewTextHandler(logTo{t}, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l
+}
+
+type logTo struct{ t testing.TB }
+
+func (w logTo) Write(p []byte) (int, error) {
+	w.t.Log(strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+// until waits for a condition.
+func until(t testing.TB, most time.Duration, what string, ok func() bool) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for !ok() {
+		if time.Since(began) > most {
+			t.Fatalf("after %v still not: %s", most, what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return time.Since(began)
+}
+
+// TestRunWithLateUnit polls four units; one answers late by up to five
+// timeouts again and again. No value is wrong and the others go on.
+func TestRunWithLateUnit(t *testing.T) {
+	t.Parallel()
+	for _, medium := range []string{"rtu", "tcp"} {
+		t.Run(medium, func(t *testing.T) {
+			t.Parallel()
+			const timeout, every, points = 30 * time.Millisecond, 20 * time.Millisecond, 4
+			s := newSlave(kindOf(medium), 5)
+			s.order = false // a late unit does not keep the others from answering
+			n := 0
+			s.plan = func(_ int, unit byte, _ uint16) fault {
+				if unit != 2 {
+					return fault{}
+				}
+				if n++; n%4 != 0 {
+					return fault{}
+				}
+				return fault{name: "late", delay: time.Duration(1+n%5) * timeout}
+			}
+			o := Options{Name: "b", Timeout: timeout, Line: "115200 8N1"}
+			if medium == "rtu" {
+				o.Connect = "rtu://" + s.onPTY(t)
+			} else {
+				o.Connect, o.Line = "tcp://"+s.onTCP(t), ""
+			}
+			for u := range 4 {
+				o.Devices = append(o.Devices, Device{Name: fmt.Sprintf("d%d", u+1), Unit: u + 1, Every: every,
+					Map: custom(t, points), Base: uint32(100 * (u + 1))})
+			}
+			var wrong, good [4]int
+			got := &sink{check: func(r telemetry.Reading) {
+				u, addr := r.Point/100, uint16(r.Point%100)
+				if r.Quality != telemetry.Good {
+					return
+				}
+				good[u-1]++
+				req, _ := s.seen.Load([6]byte{byte(u), 3, 0, 0, 0, points})
+				if r.Value.Mantissa() != int64(truth(req.(int64), addr)) {
+					wrong[u-1]++
+				}
+			}}
+			l := open(t, o)
+			stop := run(t, l, got.emit)
+			time.Sleep(3 * time.Second)
+			stop()
+			t.Logf("good %v, wrong %v, late answers %d, stray %d", good, wrong, s.count("late"), l.Stats().Stray)
+			if wrong != [4]int{} {
+				t.Errorf("wrong values: %v", wrong)
+			}
+			if s.count("late") < 3 {
+				t.Errorf("the fault fired %d times", s.count("late"))
+			}
+			for u, n := range good {
+				if least := points * 100; u != 1 && medium == "rtu" && n < least {
+					t.Errorf("unit %d: %d good values in 3 s, want %d", u+1, n, least)
+				}
+			}
+		})
+	}
+}
+
+// TestDeadUnit: one unit of eight is dead; the others keep their rate, the
+// dead one is probed now and then and serves again after it came back.
+func TestDeadUnit(t *testing.T) {
+	t.Parallel()
+	s := newSlave(kindRTU, 6)
+	var dead sync.Map
+	dead.Store(byte(8), true)
+	s.plan = func(_ int, unit byte, _ uint16) fault {
+		_, is := dead.Load(unit)
+		return fault{silent: is}
+	}
+	o := Options{Name: "b", Connect: "rtu://" + s.onPTY(t), Line: "115200 8N1", Timeout: 100 * time.Millisecond}
+	for u := range 8 {
+		o.Devices = append(o.Devices, Device{Name: fmt.Sprintf("d%d", u+1), Unit: u + 1, Every: 50 * time.Millisecond,
+			Map: custom(t, 2), Base: uint32(u * 10)})
+	}
+	var got sink
+	l := open(t, o)
+	run(t, l, got.emit)
+	until(t, 10*time.Second, "unit 8 is taken for absent", func() bool { return l.Stats().Devices[7].State == "absent" })
+	before, asked := l.Stats(), s.asked[8].Load()
+	time.Sleep(2 * time.Second)
+	after := l.Stats()
+	for i := range 7 {
+		if n := after.Devices[i].Good - before.Devices[i].Good; n < 36 {
+			t.Errorf("device %d: %d good polls of 40 in 2 s", i+1, n)
+		}
+	}
+	if n := s.asked[8].Load() - asked; n > 2 {
+		t.Errorf("the dead unit was asked %d times in 2 s", n)
+	}
+	if n := got.count(70, telemetry.Comm, telemetry.CauseTimeout); n != 1 {
+		t.Errorf("the timeout was told %d times, want once", n)
+	}
+	if n := got.count(70, telemetry.Comm, telemetry.CauseAbsent); n != 1 {
+		t.Errorf("the absence was told %d times, want once", n)
+	}
+	var e *Error
+	if !errors.As(after.Devices[7].LastErr, &e) || e.Code != "unit-silent" {
+		t.Errorf("got %v, want unit-silent", after.Devices[7].LastErr)
+	} else if !strings.Contains(e.Seen, "0 bytes back; units 1, 2, 3, 4, 5, 6, 7 answered") {
+		t.Errorf("seen: %s", e.Seen)
+	}
+	dead.Delete(byte(8))
+	took := until(t, 12*time.Second, "unit 8 serves again", func() bool { return l.Stats().Devices[7].State == "ok" })
+	t.Logf("back after %v", took)
+}
+
+// TestPortMovesAway pulls the adapter, lets it come back under another
+// number, and finds it missing at the start.
+func TestPortMovesAway(t *testing.T) {
+	t.Parallel()
+	link := filepath.Join(t.TempDir(), "by-id")
+	o := Options{Name: "b", Connect: "rtu://" + link, Line: "115200 8N1", Timeout: 100 * time.Millisecond,
+		Devices: []Device{{Name: "d", Unit: 1, Every: 50 * time.Millisecond, Map: custom(t, 2)}}}
+	l := open(t, o)
+	var got sink
+	run(t, l, got.emit)
+	until(t, time.Second, "the missing port is told", func() bool { return got.count(0, telemetry.Comm, telemetry.CauseGone) == 1 })
+	var e *Error
+	if st := l.Stats(); st.State != "gone" || !errors.As(st.Err, &e) || e.Code != "port-missing" || !errors.Is(e, ErrNoPort) {
+		t.Errorf("got state %s, error %v", st.State, st.Err)
+	} else if !strings.HasPrefix(e.Hint(), "seen:   ports here: ") {
+		t.Errorf("hint: %s", e.Hint())
+	}
+	for i := range 3 {
+		held := 0
+		s := newSlave(kindRTU, 1)
+		master, path := openPTY(t)
+		go s.serve(master)
+		if err := os.Symlink(path, link); err != nil {
+			t.Fatal(err)
+		}
+		good := got.count(0, telemetry.Good, 0)
+		took := until(t, 5*time.Second, "polling again", func() bool { return got.count(0, telemetry.Good, 0) > good+2 })
+		t.Logf("back %v after the port came", took)
+		os.Remove(link)
+		master.Close()
+		until(t, 3*time.Second, "gone", func() bool { return l.Stats().State == "gone" })
+		until(t, time.Second, "told", func() bool { return got.count(0, telemetry.Comm, telemetry.CauseGone) == i+2 })
+		for _, fd := range fds(t) {
+			// What is left are the test's own holding descriptors.
+			if strings.HasPrefix(fd, path+" (deleted)") {
+				held++
+			}
+		}
+		if held > i+1 {
+			t.Errorf("%d descriptors of the vanished ports are still open", held)
+		}
+	}
+	if st := l.Stats(); st.Opened != 3 {
+		t.Errorf("opened %d times, want 3", st.Opened)
+	}
+}
+
+// TestMissingPortIsCheap: a port that is not there costs next to nothing.
+// Not parallel: nothing else may use the processor.
+func TestMissingPortIsCheap(t *testing.T) {
+	l := open(t, Options{Name: "b", Connect: "rtu://" + filepath.Join(t.TempDir(), "none"),
+		Devices: []Device{{Name: "d", Unit: 1, Every: 100 * time.Millisecond, Map: custom(t, 2)}}})
+	run(t, l, func(*telemetry.Group) {})
+	time.Sleep(100 * time.Millisecond)
+	used := cpu()
+	time.Sleep(3 * time.Second)
+	share := 100 * (cpu() - used).Seconds() / 3
+	t.Logf("%.2f %% CPU", share)
+	if share > 1 {
+		t.Errorf("%.2f %% CPU, want at most 1 %%", share)
+	}
+}
+
+// TestIdlePortVanishes: nobody polls for an hour, yet the port is freed.
+func TestIdlePortVanishes(t *testing.T) {
+	t.Parallel()
+	s := newSlave(kindRTU, 1)
+	link := filepath.Join(t.TempDir(), "p")
+	if err := os.Symlink(s.onPTY(t), link); err != nil {
+		t.Fatal(err)
+	}
+	l := open(t, Options{Name: "b", Connect: "rtu://" + link, Line: "115200 8N1",
+		Devices: []Device{{Name: "d", Unit: 1, Every: time.Hour, Map: custom(t, 2)}}})
+	var got sink
+	run(t, l, got.emit)
+	until(t, time.Second, "first poll", func() bool { return got.count(0, telemetry.Good, 0) == 1 })
+	os.Remove(link)
+	until(t, 5*time.Second, "gone", func() bool { return l.Stats().State == "gone" })
+}
+
+func fds(t testing.TB) []string {
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip("no /proc")
+	}
+	var out []string
+	for _, e := range list {
+		if s, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func cpu() time.Duration {
+	var u syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// TestTCPPeers: refused, closing at once, silent, reset in mid-frame; each
+// recovers when the peer does.
+func TestTCPPeers(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		peer func(net.Conn)
+		code string
+	}{
+		"refused": {nil, "conn-refused"},
+		"closing": {func(c net.Conn) { c.Close() }, "tcp-one-client"},
+		"silent": {func(c net.Conn) {
+			buf := make([]byte, 64)
+			for {
+				if _, err := c.Read(buf); err != nil {
+					return
+				}
+			}
+		}, "conn-closed"},
+		"reset": {func(c net.Conn) {
+			buf := make([]byte, 64)
+			c.Read(buf)
+			c.Write([]byte{buf[0], buf[1], 0, 0, 0, 7, 1})
+			c.(*net.TCPConn).SetLinger(0)
+			c.Close()
+		}, "tcp-one-client"},
+		"drip": {func(c net.Conn) {
+			buf := make([]byte, 64)
+			c.Read(buf)
+			for _, b := range []byte{buf[0], buf[1], 0, 0, 0, 7, 1, 3, 4, 1, 2, 3, 4} {
+				if _, err := c.Write([]byte{b}); err != nil {
+					return
+				}
+				time.Sleep(60 * time.Millisecond)
+			}
+		}, "conn-closed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			addr := ln.Addr().String()
+			var wg sync.WaitGroup
+			if c.peer == nil {
+				ln.Close()
+			} else {
+				wg.Go(func() {
+					for {
+						conn, err := ln.Accept()
+						if err != nil {
+							return
+						}
+						wg.Go(func() { c.peer(conn); conn.Close() })
+					}
+				})
+			}
+			l := open(t, Options{Name: "b", Connect: "tcp://" + addr, Timeout: 100 * time.Millisecond,
+				Devices: []Device{{Name: "d", Unit: 1, Every: 50 * time.Millisecond, Map: custom(t, 2)}}})
+			var got sink
+			run(t, l, got.emit)
+			var e *Error
+			until(t, 10*time.Second, "code "+c.code, func() bool {
+				st := l.Stats()
+				return st.State == "gone" && errors.As(st.Err, &e) && e.Code == c.code
+			})
+			if n := got.count(0, telemetry.Good, 0); n > 0 {
+				t.Errorf("%d good groups from a peer that never answered", n)
+			}
+			ln.Close()
+			ln, err = net.Listen("tcp", addr)
+			if err != nil {
+				t.Skipf("the port is taken: %v", err)
+			}
+			newSlave(kindTCP, 1).listen(t, ln)
+			took := until(t, 10*time.Second, "polling", func() bool { return got.count(0, telemetry.Good, 0) > 2 })
+			t.Logf("%s, then good after %v", e.Code, took)
+			l.Close()
+			wg.Wait()
+		})
+	}
+}
+
+// TestIdleCloseIsNoFailure: many devices close a connection they have not
+// heard from; the next poll opens it again and succeeds.
+func TestIdleCloseIsNoFailure(t *testing.T) {
+	t.Parallel()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newSlave(kindTCP, 1)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer ln.Close()
+	wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			c.SetReadDeadline(time.Now().Add(150 * time.Millisecond))
+			wg.Go(func() { s.serve(c); c.Close() })
+		}
+	})
+	l := open(t, Options{Name: "b", Connect: "tcp://" + ln.Addr().String(), Timeout: 100 * time.Millisecond,
+		Devices: []Device{{Name: "d", Unit: 1, Every: 200 * time.Millisecond, Map: custom(t, 2)}}})
+	var got sink
+	stop := run(t, l, got.emit)
+	time.Sleep(1500 * time.Millisecond)
+	stop()
+	st := l.Stats()
+	if st.Devices[0].Failed > 0 || st.Devices[0].Good < 5 || st.Opened < 4 {
+		t.Errorf("good %d, failed %d, opened %d", st.Devices[0].Good, st.Devices[0].Failed, st.Opened)
+	}
+}
+
+// TestIllegalAddress: a device refuses two addresses inside a block; all
+// other points are read, and the holes are not asked for again and again.
+func TestIllegalAddress(t *testing.T) {
+	t.Parallel()
+	s := newSlave(kindRTU, 1)
+	s.plan = func(int, byte, uint16) fault { return fault{} }
+	refuse := map[uint16]bool{5: true, 11: true}
+	path := refusing(t, s, refuse)
+	l := open(t, Options{Name: "b", Connect: "rtu://" + path, Line: "115200 8N1", Timeout: 100 * time.Millisecond,
+		Devices: []Device{{Name: "d", Unit: 1, Every: 100 * time.Millisecond, Map: custom(t, 16)}}})
+	last := map[uint32]telemetry.Reading{}
+	var mu sync.Mutex
+	run(t, l, func(g *telemetry.Group) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, r := range g.Readings {
+			last[r.Point] = r
+		}
+	})
+	until(t, 3*time.Second, "all points are told", func() bool { mu.Lock(); defer mu.Unlock(); return len(last) == 16 })
+	mu.Lock()
+	for p, r := range maps.All(last) {
+		want := telemetry.Reading{Quality: telemetry.Good}
+		if refuse[uint16(p)] {
+			want = telemetry.Reading{Quality: telemetry.Comm, Cause: telemetry.CauseIllegalAddress}
+		}
+		if r.Quality != want.Quality || r.Cause != want.Cause {
+			t.Errorf("point %d: %v %v", p, r.Quality, r.Cause)
+		}
+	}
+	mu.Unlock()
+	n := s.bad.Load()
+	if n > 20 {
+		t.Errorf("%d refusals to find 2 holes in 16 points", n)
+	}
+	time.Sleep(500 * time.Millisecond)
+	if again := s.bad.Load() - n; again > 0 {
+		t.Errorf("the holes were asked again %d times", again)
+	}
+}
+
+// refusing serves on a pty and answers exception 2 to blocks that touch an
+// address; refusals count as bad.
+func refusing(t testing.TB, s *slave, refuse map[uint16]bool) string {
+	master, path := openPTY(t)
+	go func() {
+		buf := make([]byte, 0, 64)
+		tmp := make([]byte, 64)
+		for {
+			n, err := master.Read(tmp)
+			if err != nil {
+				return
+			}
+			buf = append(buf, tmp[:n]...)
+			for {
+				req, pdu, unit, used := s.request(buf)
+				if used == 0 {
+					break
+				}
+				buf = buf[used:]
+				if pdu == nil {
+					continue
+				}
+				addr, count := uint16(pdu.Data[0])<<8|uint16(pdu.Data[1]), uint16(pdu.Data[3])
+				for a := addr; a < addr+count; a++ {
+					if refuse[a] {
+						s.bad.Add(1)
+						master.Write(s.encode(unit, 0x83, []byte{2}, req))
+						req = nil
+						break
+					}
+				}
+				if req != nil {
+					s.handle(req, pdu, unit, func(b []byte) { master.Write(b) })()
+				}
+			}
+		}
+	}()
+	return path
+}
+
+// TestPanicCostsOnePoll: a panic in a poll is counted and the line goes on.
+func TestPanicCostsOnePoll(t *testing.T) {
+	t.Parallel()
+	s := newSlave(kindTCP, 1)
+	l := open(t, Options{Name: "b", Connect: "tcp://" + s.onTCP(t),
+		Devices: []Device{{Name: "d", Unit: 1, Every: 20 * time.Millisecond, Map: custom(t, 2)}}})
+	var mu sync.Mutex
+	n := 0
+	run(t, l, func(*telemetry.Group) {
+		mu.Lock()
+		defer mu.Unlock()
+		if n++; n == 2 {
+			panic("one bad profile")
+		}
+	})
+	until(t, 3*time.Second, "polling goes on", func() bool { mu.Lock(); defer mu.Unlock(); return n > 5 })
+	if st := l.Stats(); st.Panics != 1 {
+		t.Errorf("%d panics counted", st.Panics)
+	}
+}
+
+// TestExchangeWhileRunning: a technician reads between two polls, and at
+// most a quarter of the time is his.
+func TestExchangeWhileRunning(t *testing.T) {
+	t.Parallel()
+	s := newSlave(kindRTU, 1)
+	s.turn = 5 * time.Millisecond
+	l := open(t, Options{Name: "b", Connect: "rtu://" + s.onPTY(t), Line: "115200 8N1", Timeout: 200 * time.Millisecond,
+		Devices: []Device{{Name: "d", Unit: 1, Every: 20 * time.Millisecond, Map: custom(t, 2)}}})
+	var got sink
+	stop := run(t, l, got.emit)
+	until(t, time.Second, "polling", func() bool { return got.count(0, telemetry.Good, 0) > 2 })
+	began, n := time.Now(), 0
+	for time.Since(began) < 2*time.Second {
+		r, err := l.Exchange(context.Background(), 9, profile.Input, 7, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !s.right(9, profile.Input, 7, 3, r.Data) || len(r.Raw) != 11 || r.RTT < 5*time.Millisecond {
+			t.Fatalf("reply %+v", r)
+		}
+		n++
+	}
+	stop()
+	st := l.Stats()
+	t.Logf("%d exchanges, %d polls in 2 s", n, st.Devices[0].Good)
+	if st.Devices[0].Good < 70 || n < 20 {
+		t.Errorf("%d exchanges and %d polls in 2 s", n, st.Devices[0].Good)
+	}
+}
+
+// TestOpenErrors: the codes of a port that cannot be opened.
+func TestOpenErrors(t *testing.T) {
+	t.Parallel()
+	_, path := openPTY(t)
+	m, _ := parseLine("9600 8N1")
+	st, err := openPort(path, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := filepath.Join(t.TempDir(), "file")
+	os.WriteFile(plain, nil, 0o600)
+	for p, code := range map[string]string{path: "port-busy", plain: "not-serial", "/dev/null": "not-serial",
+		filepath.Join(t.TempDir(), "none"): "port-missing"} {
+		_, err := openPort(p, m)
+		var e *Error
+		if !errors.As(err, &e) || e.Code != code || !errors.Is(err, ErrGone) {
+			t.Errorf("%s: got %v, want code %s", p, err, code)
+		} else {
+			t.Logf("%s: %v | %s", e.Code, e, e.Hint())
+		}
+	}
+	st.Close()
+	if _, err := st.ReadSome(make([]byte, 1), time.Now()); !errors.Is(err, ErrGone) {
+		t.Errorf("read after close: %v", err)
+	}
+	if err := st.WriteAll([]byte{1}, time.Now()); !errors.Is(err, ErrGone) {
+		t.Errorf("write after close: %v", err)
+	}
+	st, err = openPort(path, m)
+	if err != nil {
+		t.Fatalf("the port is not free after Close: %v", err)
+	}
+	began := time.Now()
+	if _, err := st.ReadSome(make([]byte, 1), began.Add(50*time.Millisecond)); !errors.Is(err, ErrTimeout) || time.Since(began) < 50*time.Millisecond {
+		t.Errorf("a silent port: %v after %v", err, time.Since(began))
+	}
+	// Nobody reads the other side: the write gives up at its deadline.
+	if err := st.WriteAll(make([]byte, 1<<20), time.Now().Add(50*time.Millisecond)); !errors.Is(err, ErrTimeout) {
+		t.Errorf("a stuck port: %v", err)
+	}
+	st.Close()
+}
+
+func TestParseConnect(t *testing.T) {
+	t.Parallel()
+	for s, want := range map[string]endpoint{
+		"rtu:///dev/ttyUSB0":               {kindRTU, true, "/dev/ttyUSB0"},
+		"ascii:///dev/ttyS1":               {kindASCII, true, "/dev/ttyS1"},
+		"serial:///dev/serial/by-id/usb-x": {kindListen, true, "/dev/serial/by-id/usb-x"},
+		"tcp://10.0.0.5:502":               {kindTCP, false, "10.0.0.5:502"},
+		"tcp://10.0.0.5":                   {kindTCP, false, "10.0.0.5:502"},
+		"rtu+tcp://gw.local:4001":          {kindRTU, false, "gw.local:4001"},
+		"serial+tcp://[::1]:4001":          {kindListen, false, "[::1]:4001"},
+	} {
+		if got, err := parseConnect(s); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"", "rtu://ttyUSB0", "rtu:/x?y", "tcp://:502", "tcp://h:0", "tcp://h:99999", "rtu+tcp://h", "udp://h:1", "tcp://u@h:1", "tcp://h:1/x", "/dev/ttyUSB0"} {
+		if got, err := parseConnect(s); err == nil {
+			t.Errorf("%q was taken: %+v", s, got)
+		}
+	}
+	for _, s := range []string{"9600", "9600 9N1", "10 8N1", "9600 8X1", "9600 8N3", "9600 8N1 x"} {
+		if _, err := parseLine(s); err == nil {
+			t.Errorf("%q was taken", s)
+		}
+	}
+	if m, err := parseLine("9600 8E1"); err != nil || m.bits != 11 || m.silence() < 4*time.Millisecond || m.silence() > 4020*time.Microsecond {
+		t.Errorf("9600 8E1: %+v %v %v", m, m.silence(), err)
+	}
+}
+
+// TestTimetable: slots stay on the grid, a pause makes no burst, and a step
+// of the wall clock moves the next slot by at most half a period.
+func TestTimetable(t *testing.T) {
+	t.Parallel()
+	for _, every := range []time.Duration{100 * time.Millisecond, time.Second, 7 * time.Second, time.Hour} {
+		g := newGrid("bus", "device", every)
+		now := time.Now()
+		due, _ := g.after(now, now)
+		if d := due.Sub(now); d < every/2 || d > every*3/2 {
+			t.Errorf("%v: the second slot is %v after the first", every, d)
+		}
+		for range 1000 {
+			next, skipped := g.after(due, due.Add(every/20))
+			if skipped != 0 || next.Sub(due) != every {
+				t.Fatalf("%v: next after %v, %d skipped", every, next.Sub(due), skipped)
+			}
+			if off := (next.UnixNano() - g.phase) % int64(every); off != 0 {
+				t.Fatalf("%v: %v off the grid", every, time.Duration(off))
+			}
+			due = next
+		}
+		next, skipped := g.after(due, due.Add(10*every+every/2))
+		if skipped != 9 || next.Sub(due) != 10*every {
+			t.Errorf("%v: after a pause of 10.5 periods: next %v, %d skipped", every, next.Sub(due), skipped)
+		}
+	}
+	if a, b := newGrid("bus", "a", time.Second), newGrid("bus", "b", time.Second); a.phase == b.phase {
+		t.Error("two devices have one phase")
+	}
+}
+
+// TestListen: a talking device over a pty, with noise; its groups, its
+// silence at the start, its loss.
+func TestListen(t *testing.T) {
+	t.Parallel()
+	lib, err := profile.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := lib.Get("plantower-pms5003")
+	if err != nil {
+		t.Skip(err)
+	}
+	var frame []byte
+	for _, e := range p.Examples {
+		if !e.Reject && len(e.Frame) == 32 {
+			frame = []byte(e.Frame)
+			break
+		}
+	}
+	if frame == nil {
+		t.Skip("the profile has no example")
+	}
+	master, path := openPTY(t)
+	l := open(t, Options{Name: "air", Connect: "serial://" + path,
+		Devices: []Device{{Name: "roof", Profile: "plantower-pms5003", Map: p, Every: time.Second, Base: 40}}})
+	var got sink
+	run(t, l, got.emit)
+	until(t, 2*time.Second, "not yet", func() bool { return got.count(40, telemetry.Init, telemetry.CauseNotYet) == 1 })
+	for i := range 5 {
+		master.Write([]byte{0x42, 0x00, byte(i), 0x42})
+		master.Write(frame[:7])
+		time.Sleep(10 * time.Millisecond)
+		master.Write(frame[7:])
+	}
+	until(t, 2*time.Second, "five frames", func() bool {
+		got.mu.Lock()
+		defer got.mu.Unlock()
+		n := 0
+		for _, g := range got.groups {
+			if g.Readings[0].Quality == telemetry.Good {
+				n++
+			}
+		}
+		return n == 5
+	})
+	if _, err := l.Exchange(context.Background(), 1, profile.Holding, 0, 1); !errors.Is(err, ErrRequest) {
+		t.Errorf("asking a talker: %v", err)
+	}
+	master.Close()
+	until(t, 3*time.Second, "gone", func() bool { return got.count(40, telemetry.Comm, telemetry.CauseGone) == 1 })
+}
