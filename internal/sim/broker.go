@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
-	"github.com/mochi-mqtt/server/v2/listeners"
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
@@ -53,13 +53,14 @@ func NewBroker(o BrokerOptions) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if b.gate, err = newGate(o.Addr, config); err != nil {
-		return nil, err
-	}
-	b.server = mqtt.New(&mqtt.Options{InlineClient: true, Logger: slog.New(slog.DiscardHandler)})
+	b.server = mqtt.New(&mqtt.Options{InlineClient: true, SysTopicResendInterval: 3600,
+		Logger: slog.New(slog.DiscardHandler)})
 	err = b.server.AddHook(&allow{}, nil)
 	if err == nil {
 		err = b.server.Subscribe("#", 1, func(_ *mqtt.Client, _ packets.Subscription, pk packets.Packet) {
+			if strings.HasPrefix(pk.TopicName, "$") {
+				return // the broker's own figures
+			}
 			b.count.Add(1)
 			if o.OnPublish != nil {
 				o.OnPublish(pk.TopicName, pk.Payload)
@@ -67,14 +68,18 @@ func NewBroker(o BrokerOptions) (*Broker, error) {
 		})
 	}
 	if err == nil {
-		err = b.server.AddListener(listeners.NewNet("tls", b.gate))
-	}
-	if err == nil {
 		err = b.server.Serve()
 	}
 	if err != nil {
-		b.gate.Close()
 		return nil, fmt.Errorf("sim: broker: %w", err)
+	}
+	b.gate = &gate{addr: o.Addr, config: config, conns: map[net.Conn]struct{}{}, serve: func(c net.Conn) {
+		// An error is the end of this connection: the client sees it, too.
+		_ = b.server.EstablishConnection("tls", c)
+	}}
+	if err := b.gate.open(); err != nil {
+		b.server.Close()
+		return nil, err
 	}
 	return b, nil
 }
@@ -109,11 +114,10 @@ func (b *Broker) Cut() { b.gate.shut() }
 // when the broker is not cut.
 func (b *Broker) Restore() error { return b.gate.open() }
 
-// Close ends the broker and everything it started.
+// Close ends the broker and everything it started. It must be called once.
 func (b *Broker) Close() error {
-	err := b.server.Close() // closes the gate, too
-	b.gate.Close()
-	return err
+	b.gate.close()
+	return b.server.Close()
 }
 
 // allow lets every client with a good certificate do everything.
@@ -129,24 +133,19 @@ func (*allow) OnConnectAuthenticate(*mqtt.Client, packets.Packet) bool { return 
 
 func (*allow) OnACLCheck(*mqtt.Client, string, bool) bool { return true }
 
-// gate is a listener that can be shut and opened while Accept waits.
+// gate takes connections in and can be shut and opened. The broker's own
+// listener could not, and does not wait for what it starts.
 type gate struct {
-	addr   string
 	config *tls.Config
-	in     chan net.Conn
-	done   chan struct{}
+	serve  func(net.Conn)
 	wg     sync.WaitGroup
 
 	mu     sync.Mutex
+	addr   string
 	ln     net.Listener // nil while shut
 	conns  map[net.Conn]struct{}
 	total  int64
 	closed bool
-}
-
-func newGate(addr string, config *tls.Config) (*gate, error) {
-	g := &gate{addr: addr, config: config, in: make(chan net.Conn), done: make(chan struct{}), conns: map[net.Conn]struct{}{}}
-	return g, g.open()
 }
 
 func (g *gate) open() error {
@@ -166,11 +165,10 @@ func (g *gate) open() error {
 
 func (g *gate) accept(ln net.Listener) {
 	for {
-		raw, err := ln.Accept()
+		c, err := ln.Accept()
 		if err != nil {
 			return
 		}
-		c := &gateConn{Conn: raw, gate: g}
 		g.mu.Lock()
 		shut := g.ln != ln
 		if !shut {
@@ -179,15 +177,16 @@ func (g *gate) accept(ln net.Listener) {
 		}
 		g.mu.Unlock()
 		if shut {
-			raw.Close()
-			return
-		}
-		select {
-		case g.in <- tls.Server(c, g.config):
-		case <-g.done:
 			c.Close()
 			return
 		}
+		g.wg.Go(func() {
+			g.serve(tls.Server(c, g.config))
+			c.Close()
+			g.mu.Lock()
+			delete(g.conns, c)
+			g.mu.Unlock()
+		})
 	}
 }
 
@@ -199,54 +198,15 @@ func (g *gate) shut() {
 		g.ln = nil
 	}
 	for c := range g.conns {
-		c.(*gateConn).Conn.Close()
-	}
-	clear(g.conns)
-}
-
-// Accept implements net.Listener; while the gate is shut it waits.
-func (g *gate) Accept() (net.Conn, error) {
-	select {
-	case c := <-g.in:
-		return c, nil
-	case <-g.done:
-		return nil, net.ErrClosed
+		c.Close()
 	}
 }
 
-// Close implements net.Listener. It may be called again.
-func (g *gate) Close() error {
+// close shuts the gate for good and waits for all connections to end.
+func (g *gate) close() {
 	g.mu.Lock()
-	first := !g.closed
 	g.closed = true
 	g.mu.Unlock()
-	if first {
-		close(g.done)
-	}
 	g.shut()
 	g.wg.Wait()
-	return nil
-}
-
-// Addr implements net.Listener.
-func (g *gate) Addr() net.Addr {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.ln != nil {
-		return g.ln.Addr()
-	}
-	return &net.TCPAddr{}
-}
-
-// gateConn tells its gate when it is closed.
-type gateConn struct {
-	net.Conn
-	gate *gate
-}
-
-func (c *gateConn) Close() error {
-	c.gate.mu.Lock()
-	delete(c.gate.conns, c)
-	c.gate.mu.Unlock()
-	return c.Conn.Close()
 }

@@ -98,11 +98,46 @@ func (m *Meter) Fill(u *Unit) error {
 		}
 		u.Define(r.Table, r.Address, int(r.Count)) // with its scale factor
 	}
+	m.fillHoles(u)
 	for _, s := range m.spans {
 		u.Live(s.table, uint16(s.from), s.to-s.from, func(now time.Time, regs []uint16) { m.fill(s, now, regs) })
 	}
 	u.Limit(m.profile.MaxRead, m.profile.MaxBits)
 	return nil
+}
+
+// fillHoles makes the registers between the points that the profile lets a
+// master read across.
+func (m *Meter) fillHoles(u *Unit) {
+	for i := 1; i < len(m.spans); i++ {
+		a, b := m.spans[i-1], m.spans[i]
+		widest := 125
+		if a.table.Bits() {
+			widest = 2000
+		}
+		if g := m.profile.MaxGap; g != nil {
+			widest = *g
+		}
+		if a.table != b.table || b.from-a.to > widest {
+			continue
+		}
+		for addr := a.to; addr < b.from; addr++ {
+			if !m.forbidden(a.table, addr) {
+				u.Define(a.table, uint16(addr), 1)
+			}
+		}
+	}
+}
+
+func (m *Meter) forbidden(t profile.Table, addr int) bool {
+	for _, f := range m.profile.Forbidden {
+		r := map[profile.Table][]int{profile.Coils: f.Coil, profile.Discrete: f.Discrete,
+			profile.Holding: f.Holding, profile.Input: f.Input}[t]
+		if len(r) == 2 && addr >= r[0] && addr <= r[1] {
+			return true
+		}
+	}
+	return false
 }
 
 func (m *Meter) fill(s stretch, now time.Time, regs []uint16) {

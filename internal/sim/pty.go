@@ -2,8 +2,11 @@ package sim
 
 import (
 	"fmt"
+	"io"
 	"os"
+	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"unsafe"
 )
@@ -43,8 +46,80 @@ func OpenPTY() (master *os.File, slavePath string, err error) {
 	if err = ioctl(master, syscall.TCSETS, unsafe.Pointer(&t)); err != nil {
 		return nil, "", fmt.Errorf("sim: raw mode of the pty: %w", err)
 	}
-	return master, "/dev/pts/" + strconv.Itoa(int(number)), nil
+	slavePath = ptyPath(number)
+	// Until it has been open once, the kernel does not tell that nobody has
+	// it open, and a writer could not know that its bytes are lost.
+	once, err := os.OpenFile(slavePath, os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, "", fmt.Errorf("sim: open the pty: %w", err)
+	}
+	once.Close()
+	return master, slavePath, nil
 }
+
+// mouth writes to a line. What is written to a pty that nobody has open is
+// lost, as on a real line; the kernel would store it up.
+type mouth struct {
+	w    io.Writer
+	lost bool
+}
+
+func (m *mouth) Write(b []byte) (int, error) {
+	if f, ok := m.w.(*os.File); ok && hungUp(f) {
+		m.lost = true
+		return len(b), nil
+	}
+	return m.w.Write(b)
+}
+
+// hungUp tells whether f is the master of a pty that nobody has open.
+func hungUp(f *os.File) bool {
+	type pollfd struct {
+		fd              int32
+		events, revents int16
+	}
+	const pollHup = 0x10
+	c, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	p := pollfd{}
+	var now syscall.Timespec
+	err = c.Control(func(fd uintptr) {
+		p.fd = int32(fd)
+		syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	})
+	return err == nil && p.revents&pollHup != 0
+}
+
+// forget throws away what was written to a pty and not read: who opens it
+// next must not find old bytes. Only the other end can do that. Where it
+// cannot be opened, because its last user kept it to himself and died, the
+// bytes stay.
+func forget(r io.Reader) {
+	const tciflush = 0
+	tcflsh := uintptr(0x540B)
+	if strings.HasPrefix(runtime.GOARCH, "mips") {
+		tcflsh = 0x5407
+	}
+	f, ok := r.(*os.File)
+	if !ok {
+		return
+	}
+	var number int32
+	if ioctl(f, syscall.TIOCGPTN, unsafe.Pointer(&number)) != nil {
+		return
+	}
+	if end, err := os.OpenFile(ptyPath(number), os.O_RDWR|syscall.O_NOCTTY, 0); err == nil {
+		if c, err := end.SyscallConn(); err == nil {
+			// It fails only where there is nothing to flush.
+			_ = c.Control(func(fd uintptr) { syscall.Syscall(syscall.SYS_IOCTL, fd, tcflsh, tciflush) })
+		}
+		end.Close()
+	}
+}
+
+func ptyPath(number int32) string { return "/dev/pts/" + strconv.Itoa(int(number)) }
 
 // ioctl goes through SyscallConn: Fd would take the file out of the poller,
 // and a Read under way could then not be ended.

@@ -74,6 +74,7 @@ func readAll(ctx context.Context, r io.Reader) (in <-chan chunk, end func() erro
 	ctx, cancel := context.WithCancel(ctx)
 	c := make(chan chunk, 64)
 	var rerr error
+	alone := false
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		<-ctx.Done()
@@ -93,7 +94,12 @@ func readAll(ctx context.Context, r io.Reader) (in <-chan chunk, end func() erro
 			}
 			switch {
 			case err == nil:
+				alone = false
 			case errors.Is(err, syscall.EIO) && sleep(ctx, 5*time.Millisecond):
+				if !alone {
+					forget(r)
+				}
+				alone = true
 			default:
 				rerr = err
 				return
@@ -440,7 +446,7 @@ func (e *session) send(ctx context.Context, p pending) error {
 		if i > 0 && !sleep(ctx, p.pause) {
 			return nil
 		}
-		if err := paced(ctx, e.w, part, e.wire.char()); err != nil {
+		if err := paced(ctx, &mouth{w: e.w}, part, e.wire.char()); err != nil {
 			return err
 		}
 	}
@@ -459,7 +465,7 @@ func paced(ctx context.Context, w io.Writer, b []byte, char time.Duration) error
 		if char > 0 && !sleep(ctx, time.Until(start.Add(time.Duration(done+n)*char))) {
 			return nil
 		}
-		if _, err := w.Write(b[done : done+n]); err != nil && !errors.Is(err, syscall.EIO) {
+		if _, err := w.Write(b[done : done+n]); err != nil {
 			return err
 		}
 		done += n

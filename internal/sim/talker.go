@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -34,14 +33,12 @@ func (t *Talker) Serve(ctx context.Context, rw io.ReadWriter) error {
 	if len(t.Frames) == 0 {
 		return errors.New("sim: a talker needs at least one frame")
 	}
-	ctx, cancel := context.WithCancel(ctx)
 	in, end := readAll(ctx, rw)
 	err := t.speak(ctx, rw, in)
-	cancel()
 	if rerr := end(); err == nil {
 		err = rerr
 	}
-	if errors.Is(err, io.EOF) || ctx.Err() != nil && isDeadline(err) {
+	if errors.Is(err, io.EOF) || ctx.Err() != nil {
 		return nil
 	}
 	return err
@@ -69,7 +66,7 @@ func (t *Talker) speak(ctx context.Context, w io.Writer, in <-chan chunk) error 
 		if t.Spoil != nil {
 			frame = t.Spoil(n, frame)
 		}
-		heard := &eioWriter{w: w}
+		heard := &mouth{w: w}
 		if err := paced(ctx, heard, frame, t.Wire.char()); err != nil {
 			return err
 		}
@@ -89,24 +86,4 @@ func (t *Talker) speak(ctx context.Context, w io.Writer, in <-chan chunk) error 
 			}
 		}
 	}
-}
-
-// eioWriter remembers that nobody had the other end of the pty open.
-type eioWriter struct {
-	w    io.Writer
-	lost bool
-}
-
-func (e *eioWriter) Write(b []byte) (int, error) {
-	n, err := e.w.Write(b)
-	if errors.Is(err, syscall.EIO) {
-		e.lost = true
-		return len(b), nil
-	}
-	return n, err
-}
-
-func isDeadline(err error) bool {
-	var ne net.Error
-	return err == nil || errors.As(err, &ne) && ne.Timeout() || errors.Is(err, net.ErrClosed)
 }
