@@ -43,6 +43,7 @@ type Book struct {
 	digests map[digestKey]digest
 	recent  []digestKey // ring: the order in which digests were added
 	oldest  int
+	keep    int // how many digests
 	tombs   map[tombKey]struct{}
 
 	messages, ignored, unreadable int64
@@ -85,7 +86,7 @@ type tombKey struct {
 // New returns an empty book that expects every lane to begin with number 1:
 // the messages must have been recorded from the gateway's first one on.
 func New() *Book {
-	return &Book{lanes: map[laneKey]*lane{}, seed: maphash.MakeSeed(),
+	return &Book{lanes: map[laneKey]*lane{}, seed: maphash.MakeSeed(), keep: maxDigests,
 		digests: map[digestKey]digest{}, tombs: map[tombKey]struct{}{}}
 }
 
@@ -279,12 +280,12 @@ func (b *Book) grow(s *set, from, to uint64) error {
 // remember keeps a digest and forgets the one that came first when there are
 // too many.
 func (b *Book) remember(k digestKey, d digest) {
-	if len(b.recent) < maxDigests {
+	if len(b.recent) < b.keep {
 		b.recent = append(b.recent, k)
 	} else {
 		delete(b.digests, b.recent[b.oldest])
 		b.recent[b.oldest] = k
-		b.oldest = (b.oldest + 1) % maxDigests
+		b.oldest = (b.oldest + 1) % b.keep
 	}
 	b.digests[k] = d
 }
