@@ -20,7 +20,8 @@ type BrokerOptions struct {
 	CA   *CA    // who signs; nil makes one
 	// OnPublish is called for every message that the broker took, in the
 	// order of each connection, and before or after its acknowledgement
-	// reaches the sender. It must not keep payload.
+	// reaches the sender. Calls for different connections may overlap. It
+	// must not keep payload.
 	OnPublish func(topic string, payload []byte)
 }
 
