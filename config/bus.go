@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/url"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -88,7 +89,7 @@ func (p *parser) resolve(d *driver.Device, path string, at end) {
 			return // what the points may be depends on the frames
 		}
 		p.manualNumbers(d, path)
-		m, issues := profile.Custom(d.Name, d.Points, d.Frames)
+		m, issues := p.custom(d)
 		issues = slices.DeleteFunc(issues, func(is profile.Issue) bool {
 			parts := strings.SplitN(is.Path, ".", 3)
 			return len(parts) > 1 && parts[0] == "points" && p.doc.Failed(path+".points."+parts[1])
@@ -108,6 +109,22 @@ func (p *parser) resolve(d *driver.Device, path string, at end) {
 			d.Map = m
 		}
 	}
+}
+
+// custom makes a profile of the points written at a device. Devices with the
+// same points share one: a hundred copies of a block cost the memory of one.
+func (p *parser) custom(d *driver.Device) (*profile.Profile, []profile.Issue) {
+	for _, m := range p.customs {
+		if reflect.DeepEqual(m.Points, d.Points) && reflect.DeepEqual(m.Frames, d.Frames) {
+			d.Points, d.Frames = m.Points, m.Frames
+			return m, nil
+		}
+	}
+	m, issues := profile.Custom(d.Name, d.Points, d.Frames)
+	if len(issues) == 0 {
+		p.customs = append(p.customs, m)
+	}
+	return m, issues
 }
 
 // manualNumbers warns of wire addresses that look like the numbers of a

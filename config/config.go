@@ -151,6 +151,8 @@ type parser struct {
 	doc *document.Document
 	lib *profile.Library
 	cfg *Config // nil as long as the file is broken
+
+	customs []*profile.Profile // of points written at devices, to be shared
 }
 
 func parse(file string, src []byte, lib *profile.Library) *parser {

@@ -69,7 +69,7 @@ func (a *app) bufferStat(ctx context.Context) error {
 		return nil
 	}
 	table(a.out, [][]string{
-		{"waiting", fmt.Sprintf("%d readings in %d batches, %d of them events", b.Records, b.Batches, b.Events)},
+		{"waiting", fmt.Sprintf("%s in %s, %d of them events", count(b.Records, "reading"), count(b.Batches, "batch"), b.Events)},
 		{"oldest", age(b.OldestMS)},
 		{"disk", fmt.Sprintf("%s of %s", size(b.Bytes), size(b.LimitBytes))},
 		{"memory", size(b.MemoryBytes)},

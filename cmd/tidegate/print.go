@@ -48,6 +48,18 @@ func size(b int64) string {
 	return fmt.Sprintf("%d B", b)
 }
 
+// count writes a number with its noun: "1 batch", "2 batches", "3 readings".
+func count(n int64, noun string) string {
+	switch {
+	case n == 1:
+	case strings.HasSuffix(noun, "ch"):
+		noun += "es"
+	default:
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}
+
 // terminal tells whether the output is one that can be redrawn.
 func (a *app) terminal() bool {
 	f, ok := a.out.(*os.File)

@@ -248,7 +248,7 @@ func interpret(reply *status.ReadReply, reg register, f *readFlags) error {
 	var points []profile.Point
 	for i := uint16(0); i+step <= reg.count; i += step {
 		addr := int(reg.addr + i)
-		p := profile.Point{Name: fmt.Sprintf("%v:%d", reg.table, addr), Type: typ, Order: strings.ToUpper(f.order), Length: length}
+		p := profile.Point{Name: fmt.Sprintf("at%d", addr), Type: typ, Order: strings.ToUpper(f.order), Length: length}
 		if typ == "bit" {
 			p.Type, p.Order = "", ""
 		}
@@ -277,7 +277,7 @@ func interpret(reply *status.ReadReply, reg register, f *readFlags) error {
 	}
 	now := time.Now().UnixMilli()
 	for i, r := range m.Decode(req, data, 0, nil) {
-		reply.Values = append(reply.Values, status.Value{Point: points[i].Name, Value: r.Value.AppendJSON(nil),
+		reply.Values = append(reply.Values, status.Value{Point: fmt.Sprintf("%v:%d", reg.table, int(reg.addr)+i*int(step)), Value: r.Value.AppendJSON(nil),
 			Quality: r.Quality.String(), Cause: r.Cause.String(), At: now})
 	}
 	return nil

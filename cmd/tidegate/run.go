@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -77,6 +78,12 @@ func (a *app) runOnce(ctx context.Context, path string, cfg *config.Config, leve
 	if err != nil {
 		return nil, err
 	}
+	// Reading the configuration takes much more memory than running does, and
+	// running makes so little garbage that collecting it early costs nothing.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(25)
+	}
+	debug.FreeOSMemory()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	done := make(chan error, 1)

@@ -171,7 +171,8 @@ func (a *Agent) Run(ctx context.Context) error {
 		err = errors.Join(err, l.Close())
 	}
 	err = errors.Join(err, a.clock.Close(), a.queue.Close())
-	a.log.Info("stopped", "waiting", a.queue.Stats().Waiting)
+	s := a.queue.Stats()
+	a.log.Info("stopped", "waiting", s.Waiting[buffer.Data]+s.Waiting[buffer.Event])
 	return err
 }
 
@@ -194,5 +195,5 @@ func (a *Agent) hello() {
 	s := a.queue.Stats()
 	a.log.Info("tidegate "+a.opt.Version, "gateway", a.cfg.Gateway.ID, "config", a.cfg.Hash(),
 		"devices", devices, "buses", len(a.cfg.Buses), "buffer", a.cfg.Buffer.Dir, "boot", a.queue.Boot(),
-		"waiting", s.Waiting, "stopped", a.queue.Stopped(), "pid", os.Getpid())
+		"waiting", s.Waiting[buffer.Data]+s.Waiting[buffer.Event], "stopped", a.queue.Stopped(), "pid", os.Getpid())
 }

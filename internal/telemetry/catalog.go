@@ -14,9 +14,8 @@ import (
 type Catalog struct {
 	Points []Point
 
-	once    sync.Once
-	encoded []byte
-	hash    string
+	once sync.Once
+	hash string
 }
 
 // NewCatalog returns the catalog of points; the number of a point is its index.
@@ -35,7 +34,10 @@ type catalogPoint struct {
 	Class    Class  `json:"c,omitempty"`
 }
 
-func (c *Catalog) encode() {
+// Encode returns the catalog as JSON, devices in order with their points in
+// order. It is made anew at each call: a large catalog is needed as bytes
+// only when it is stored.
+func (c *Catalog) Encode() []byte {
 	devices := []catalogDevice{}
 	for _, p := range c.Points {
 		if n := len(devices); n == 0 || devices[n-1].Device != p.Device {
@@ -49,16 +51,8 @@ func (c *Catalog) encode() {
 		d.Points = append(d.Points, catalogPoint{p.Name, p.Unit, kind, p.Decimals, p.Class})
 	}
 	// Marshal cannot fail: the types above hold nothing that JSON cannot write.
-	c.encoded, _ = json.Marshal(devices)
-	sum := sha256.Sum256(c.encoded)
-	c.hash = hex.EncodeToString(sum[:hashLen])
-}
-
-// Encode returns the catalog as JSON, devices in order with their points in
-// order. The caller must not change the bytes.
-func (c *Catalog) Encode() []byte {
-	c.once.Do(c.encode)
-	return c.encoded
+	b, _ := json.Marshal(devices)
+	return b
 }
 
 // hashLen is the number of bytes of SHA-256 that name a catalog.
@@ -66,7 +60,10 @@ const hashLen = 4
 
 // Hash names the catalog: the first 8 hex digits of the SHA-256 of Encode.
 func (c *Catalog) Hash() string {
-	c.once.Do(c.encode)
+	c.once.Do(func() {
+		sum := sha256.Sum256(c.Encode())
+		c.hash = hex.EncodeToString(sum[:hashLen])
+	})
 	return c.hash
 }
 
