@@ -232,6 +232,7 @@ func (w *wire) Read(p []byte) (int, error) {
 
 // The packet types of MQTT 3.1.1 that matter here.
 const (
+	connectType  = 1
 	connackType  = 2
 	publishType  = 3
 	pubackType   = 4
@@ -320,9 +321,12 @@ func (w *wire) Write(p []byte) (int, error) {
 		w.proof[id] = &proof{}
 		w.mu.Unlock()
 	}
+	if len(p) == 0 {
+		return 0, nil
+	}
 	n, err := w.Conn.Write(p)
 	if err != nil {
-		if !w.first && peerClosed(err) {
+		if p[0]>>4 == connectType && peerClosed(err) {
 			err = w.lastAlert(err)
 		}
 		w.fail(err)

@@ -494,6 +494,27 @@ func TestMalformed(t *testing.T) {
 	}
 }
 
+// TestLowest: what is lost but not told yet keeps "lo" down, else the cloud
+// would miss numbers below it that no tombstone names.
+func TestLowest(t *testing.T) {
+	src := newStore(t).add(laneData, 9)
+	src.Ack(laneData, 1, 2, 3, 4, 5, 6)
+	for _, x := range []struct {
+		losses []Loss
+		want   uint64
+	}{
+		{nil, 7},
+		{[]Loss{{Lane: laneData, From: 3, To: 4}, {Lane: laneData, From: 5, To: 5}}, 3},
+		{[]Loss{{Lane: laneEvent, From: 1, To: 4}}, 7},
+		{[]Loss{{Lane: laneData, From: 8, To: 9}}, 7},
+	} {
+		src.losses = x.losses
+		if got := lowest(src, laneData); got != x.want {
+			t.Errorf("%v: lo %d, want %d", x.losses, got, x.want)
+		}
+	}
+}
+
 func TestBudget(t *testing.T) {
 	var b budget
 	b.reset()

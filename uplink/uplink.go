@@ -173,6 +173,7 @@ func New(o Options, env Env) (*Uplink, error) {
 		log: env.Logger.With("uplink", b.String()), unacked: map[key]bool{}, unread: map[key]int{}}
 	// A link that is back is used within two keep-alives, as a dead one is noticed within two.
 	u.tune.backoffMax = min(u.tune.backoffMax, 2*o.Keepalive)
+	u.tune.connect = min(u.tune.connect, max(2*o.Keepalive, 10*time.Second))
 	u.id.opts = &u.opts
 	u.stats.State = StateAway
 	u.stats.Since = time.Now()
