@@ -212,7 +212,9 @@ func TestPoison(t *testing.T) {
 	if !slices.Equal(src.aside, []key{{laneData, 7}}) || len(src.told) != 1 || src.told[0].Why != "poison" {
 		t.Errorf("set aside %v, told %v", src.aside, src.told)
 	}
-	if sessions != poisonStrikes+1 {
+	// Ten strikes; the reset may eat PUBACKs of batches before it, which then
+	// take the first blame.
+	if sessions < poisonStrikes+1 || sessions > poisonStrikes+4 {
 		t.Errorf("%d sessions", sessions)
 	}
 	got := seqs(t, b, laneData)
