@@ -305,6 +305,37 @@ func TestWire(t *testing.T) {
 	z.Close()
 }
 
+// TestWriteLimit: a write that nobody takes ends by itself, whatever the
+// kernel does. Saying goodbye may take even less.
+func TestWriteLimit(t *testing.T) {
+	a, z := net.Pipe()
+	defer z.Close()
+	defer a.Close()
+	raw := &rawConn{Conn: a, meter: &meter{}, limit: 50 * time.Millisecond}
+	w := newWire(raw, raw)
+	w.SetDeadline(time.Time{}) // as the MQTT library does after CONNACK
+	w.SetWriteDeadline(time.Time{})
+	began := time.Now()
+	done := make(chan error, 1)
+	go func() {
+		_, err := w.Write([]byte{0xc0, 0}) // a ping
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, errWrite) || !errors.Is(w.cause(), errWrite) {
+			t.Errorf("%v", err)
+		}
+		if took := time.Since(began); took < 40*time.Millisecond {
+			t.Errorf("after %s", took)
+		}
+	case <-time.After(2 * time.Second):
+		t.Error("a ping hangs")
+		a.Close()
+		<-done
+	}
+}
+
 func TestValidate(t *testing.T) {
 	for _, x := range []struct {
 		path   string
