@@ -12,12 +12,22 @@ type grid struct {
 	every, phase int64 // nanoseconds
 }
 
+// The phases of a period: as many as there are, at most slots, and not
+// further apart than slotMax. Polls of many lines that share an instant cost
+// one waking of the processor instead of many, which is most of what a poll
+// costs; slots keep them from all beginning at the full second.
+const (
+	slots   = 16
+	slotMax = 250 * time.Millisecond
+)
+
 // newGrid derives the phase from the names: it is the same after a restart.
 func newGrid(line, device string, every time.Duration) grid {
 	h := fnv.New64a()
 	h.Write([]byte(line + "/" + device))
 	g := grid{every: max(int64(every), 1)}
-	g.phase = int64(h.Sum64() % uint64(g.every))
+	slot := max(min(g.every/slots, int64(slotMax)), 1)
+	g.phase = int64(h.Sum64()%uint64((g.every+slot-1)/slot)) * slot
 	return g
 }
 

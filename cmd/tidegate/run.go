@@ -40,6 +40,10 @@ func (a *app) runCmd() *cobra.Command {
 }
 
 func (a *app) run(ctx context.Context, level, format string) error {
+	// Running makes so little garbage that collecting it early costs nothing.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(25)
+	}
 	path := a.configPath()
 	cfg, problems, err := a.load()
 	if err != nil {
@@ -78,12 +82,7 @@ func (a *app) runOnce(ctx context.Context, path string, cfg *config.Config, leve
 	if err != nil {
 		return nil, err
 	}
-	// Reading the configuration takes much more memory than running does, and
-	// running makes so little garbage that collecting it early costs nothing.
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(25)
-	}
-	debug.FreeOSMemory()
+	debug.FreeOSMemory() // reading the configuration takes more memory than running does
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	done := make(chan error, 1)
