@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,7 +19,7 @@ const pageSize = 4096
 type boltFile struct {
 	db    *bbolt.DB
 	file  *os.File
-	stuck bool // bbolt panicked holding its lock: Close would wait for ever
+	stuck atomic.Bool // bbolt panicked holding a lock: whoever asks it again waits for ever
 }
 
 // guarded runs fn and turns a panic or a memory fault into errDamaged.
@@ -94,14 +95,25 @@ func (b *boltFile) view(fn func(*bbolt.Tx) error) error {
 	return guarded(func() error { return fn(tx) })
 }
 
+// begin starts a transaction. bbolt panics with its locks held when neither
+// meta page can be read, so that is looked at before: the file may have been
+// cut or overwritten while it is open.
 func (b *boltFile) begin(write bool, tx **bbolt.Tx) error {
+	if b.stuck.Load() {
+		return damaged("bbolt cannot use the file any more")
+	}
+	if err := metasReadable(b.file); err != nil {
+		return err
+	}
 	began := false
 	err := guarded(func() (err error) {
 		*tx, err = b.db.Begin(write)
 		began = true
 		return err
 	})
-	b.stuck = b.stuck || !began
+	if !began {
+		b.stuck.Store(true)
+	}
 	return err
 }
 
@@ -112,7 +124,9 @@ func (b *boltFile) end(tx *bbolt.Tx) {
 		ended = true
 		return nil
 	})
-	b.stuck = b.stuck || !ended
+	if !ended {
+		b.stuck.Store(true)
+	}
 }
 
 func (b *boltFile) pages() int64 {
@@ -123,7 +137,7 @@ func (b *boltFile) pages() int64 {
 // close releases the file. A stuck one keeps its mapping until the process
 // ends; its descriptor and lock are given back.
 func (b *boltFile) close() error {
-	if b.stuck {
+	if b.stuck.Load() {
 		return b.file.Close()
 	}
 	return guarded(b.db.Close)

@@ -207,3 +207,14 @@ func fastDir(t testing.TB) string {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
+
+// rounds is how often a test is to do its thing.
+func rounds(t testing.TB, env string, n int) int {
+	t.Helper()
+	if v := os.Getenv(env); v != "" {
+		if _, err := fmt.Sscan(v, &n); err != nil {
+			t.Fatal(env, err)
+		}
+	}
+	return n
+}

@@ -73,18 +73,12 @@ func (m *image) metas() error {
 		return fmt.Errorf("%s is not a regular file", m.f.Name())
 	}
 	m.size = fi.Size()
-	ne := binary.NativeEndian
 	for i := int64(0); i < 2; i++ {
-		var b [pageHead + 64]byte
-		if err := m.read(b[:], i*pageSize); err != nil {
+		p, err := metaPage(m.f, i)
+		if err != nil {
 			return err
 		}
-		p := b[pageHead:]
-		h := fnv.New64a()
-		h.Write(p[:56])
-		if ne.Uint32(p) != boltMagic || ne.Uint32(p[4:]) != 2 || ne.Uint32(p[8:]) != pageSize || ne.Uint64(p[56:]) != h.Sum64() {
-			return damaged("meta page %d", i)
-		}
+		ne := binary.NativeEndian
 		if txid := ne.Uint64(p[48:]); i == 0 || txid > m.txid {
 			m.root, m.free, m.high, m.txid = ne.Uint64(p[16:]), ne.Uint64(p[32:]), ne.Uint64(p[40:]), txid
 		}
@@ -95,9 +89,38 @@ func (m *image) metas() error {
 	return nil
 }
 
-// read fills b. A file that ends early or a sector that cannot be read is damage.
-func (m *image) read(b []byte, off int64) error {
-	_, err := m.f.ReadAt(b, off)
+// metaPage reads one of the two meta pages and checks it.
+func metaPage(f *os.File, i int64) (p [64]byte, err error) {
+	if err := readFull(f, p[:], i*pageSize+pageHead); err != nil {
+		return p, err
+	}
+	ne := binary.NativeEndian
+	h := fnv.New64a()
+	h.Write(p[:56])
+	if ne.Uint32(p[:]) != boltMagic || ne.Uint32(p[4:]) != 2 || ne.Uint32(p[8:]) != pageSize || ne.Uint64(p[56:]) != h.Sum64() {
+		return p, damaged("meta page %d", i)
+	}
+	return p, nil
+}
+
+// metasReadable tells whether both meta pages are there and one of them is
+// whole. In a file that is being written the other may just be changing.
+func metasReadable(f *os.File) error {
+	if fi, err := f.Stat(); err != nil {
+		return err
+	} else if fi.Size() < 2*pageSize {
+		return damaged("the file was cut to %d bytes", fi.Size())
+	}
+	_, err := metaPage(f, 0)
+	if err != nil {
+		_, err = metaPage(f, 1)
+	}
+	return err
+}
+
+// readFull fills b. A file that ends early or a sector that cannot be read is damage.
+func readFull(f *os.File, b []byte, off int64) error {
+	_, err := f.ReadAt(b, off)
 	if err == io.EOF || errors.Is(err, syscall.EIO) {
 		return damaged("read at %d: %v", off, err)
 	}
@@ -111,7 +134,7 @@ func (m *image) page(id uint64, head bool) (b []byte, total uint64, err error) {
 		return nil, 0, damaged("page %d is outside of %d", id, m.high)
 	}
 	var h [pageHead]byte
-	if err := m.read(h[:], int64(id)*pageSize); err != nil {
+	if err := readFull(m.f, h[:], int64(id)*pageSize); err != nil {
 		return nil, 0, err
 	}
 	ne := binary.NativeEndian
@@ -131,7 +154,7 @@ func (m *image) page(id uint64, head bool) (b []byte, total uint64, err error) {
 		n = 128
 	}
 	b = make([]byte, n)
-	return b, total, m.read(b, int64(id)*pageSize)
+	return b, total, readFull(m.f, b, int64(id)*pageSize)
 }
 
 // walk visits the keys of a bucket in order. value is that of a plain key;

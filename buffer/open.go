@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -351,6 +352,9 @@ func (q *Queue) account(l Lane, clean, anew bool, before int64) {
 		ln.done = ranges{}
 	}
 	here.union(&ln.done)
+	if !anew {
+		q.bringBack(l, &here, clean)
+	}
 	for _, h := range here.holes(1, ln.given) {
 		loss := Loss{Lane: l, From: h.a, To: h.b, Batches: int64(h.b - h.a + 1), Readings: -1, T0: before, T1: before, Why: WhyCorrupt}
 		if h.a > top || anew {
@@ -363,6 +367,66 @@ func (q *Queue) account(l Lane, clean, anew bool, before int64) {
 		q.lose(loss)
 	}
 	ln.stored, ln.reserved = ln.given, ln.given
+}
+
+// bringBack looks for records that are whole on disk although no transaction
+// leads to them: their commit did not finish, or a disk that confirms too
+// early lost its end. They wait in memory to be stored again. It looks into
+// the segment before each hole and, after a crash, into the last one.
+func (q *Queue) bringBack(l Lane, here *ranges, clean bool) {
+	ln := &q.lanes[l]
+	wanted := make(map[*segment]*ranges)
+	want := func(h span) {
+		for i := len(ln.segs) - 1; i >= 0; i-- {
+			if s := ln.segs[i]; s.sum.last < h.a {
+				if !s.bad {
+					if wanted[s] == nil {
+						wanted[s] = &ranges{}
+					}
+					wanted[s].add(h.a, h.b)
+				}
+				return
+			}
+		}
+	}
+	for _, h := range here.holes(1, ln.given) {
+		want(h)
+	}
+	if !clean {
+		want(span{ln.given + 1, math.MaxUint64 - 1})
+	}
+	for s, numbers := range wanted {
+		f, err := os.Open(s.path)
+		if err != nil {
+			continue
+		}
+		scan(f, s.size, l, func(r found) {
+			if !numbers.has(r.number) || here.has(r.number) {
+				return
+			}
+			if q.memory+int64(r.length) > q.tune.memory/2 { // too much for memory: a repair saves it
+				s.bad = true
+				s.sum.last = max(s.sum.last, r.number)
+				here.add(r.number, r.number)
+				ln.given = max(ln.given, r.number)
+				return
+			}
+			h := &held{seq: r.number, rec: make([]byte, r.length), count: r.count, from: r.t0, to: r.t1}
+			if readSome(f, h.rec, r.at) < r.length {
+				return
+			}
+			if e, err := openRecord(h.rec); err != nil || e.number != r.number {
+				return
+			}
+			here.add(r.number, r.number)
+			ln.given = max(ln.given, r.number)
+			ln.mem = append(ln.mem, h)
+			q.memory += h.bytes()
+		}, func(*ride) {})
+		f.Close()
+	}
+	slices.SortFunc(ln.mem, func(a, b *held) int { return cmp.Compare(a.seq, b.seq) })
+	q.saved += int64(len(ln.mem))
 }
 
 // mark names the file that bbolt is about to open.

@@ -82,8 +82,10 @@ func defaultTuning() tuning {
 }
 
 const (
-	block    = 4096 // numbers reserved at a time
-	lowWater = 256  // as many left: the next Sync reserves the next block
+	block      = 4096 // numbers reserved at a time
+	maxRepairs = 64   // of damaged segments within one call of Next; more is no damage but a broken machine
+
+	lowWater = 256 // as many left: the next Sync reserves the next block
 
 	stateStart = 64 << 10 // blocks a state file is made with
 	stateStep  = 32 << 10 // by how much it grows
@@ -308,6 +310,7 @@ func (q *Queue) look(l Lane, at uint64, up bool) (Item, bool, error) {
 	}
 	const all = math.MaxInt
 	absent, below := uint64(0), all // the number was not in this segment: look in older ones
+	repairs := 0
 	for {
 		q.mu.Lock()
 		if q.closed {
@@ -359,6 +362,9 @@ func (q *Queue) look(l Lane, at uint64, up bool) (Item, bool, error) {
 			}
 		}
 		below = all
+		if repairs++; repairs > maxRepairs {
+			return Item{}, false, q.failed(fmt.Errorf("%s is damaged again after its repair: %w", seg.path, err))
+		}
 		if err = q.readFailed(seg, bad, err); err != nil {
 			if !isDamage(err) {
 				return Item{}, false, err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"go.etcd.io/bbolt"
@@ -195,6 +196,9 @@ func (q *Queue) rebuild(seg *segment, f io.ReaderAt, all []found) error {
 		}
 	}
 	_ = seg.close(true)
+	q.opener.mu.Lock()
+	delete(q.opener.kills, filepath.Base(seg.path)) // it is another file now
+	q.opener.mu.Unlock()
 	q.mu.Lock()
 	ln := &q.lanes[l]
 	for i, s := range ln.segs {

@@ -1,0 +1,216 @@
+package buffer
+
+import (
+	"bufio"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+const childEnv = "TIDEGATE_BUFFER_CHILD"
+
+func TestMain(m *testing.M) {
+	if v := os.Getenv(childEnv); v != "" {
+		if err := child(v); err != nil {
+			fmt.Fprintln(os.Stderr, "child:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// child appends, delivers and commits until it is killed. What it says on
+// stdout has happened ("A lane number": Append returned; "S lane number":
+// everything up to it is durable) or is about to happen ("K lane number": it
+// is going to be acknowledged).
+func child(args string) error {
+	var dir string
+	var maxLoss time.Duration
+	var seed uint64
+	f := strings.Split(args, "|")
+	dir = f[0]
+	if _, err := fmt.Sscan(f[1], &seed); err != nil {
+		return err
+	}
+	maxLoss, err := time.ParseDuration(f[2])
+	if err != nil {
+		return err
+	}
+	q, err := Open(Options{Dir: dir, Size: 24 << 20, Segment: 256 << 10, MaxLoss: maxLoss})
+	if err != nil {
+		return err
+	}
+	rng := rand.New(rand.NewPCG(seed, 9))
+	began := time.Now()
+	say := func(what string, l Lane, n uint64) {
+		fmt.Fprintf(os.Stdout, "%s %d %d %d\n", what, l, n, time.Since(began).Milliseconds())
+	}
+	for {
+		l := Data
+		if rng.IntN(10) == 0 {
+			l = Event
+		}
+		switch r := rng.IntN(20); {
+		case r < 12:
+			seq, err := q.Append(l, batch(l, q.Given(l)+1))
+			if err != nil {
+				return err
+			}
+			say("A", l, seq)
+		case r < 17:
+			it, ok, err := q.Next(l, q.Lowest(l)+uint64(rng.IntN(3)))
+			if rng.IntN(3) == 0 {
+				it, ok, err = q.Prev(l, 1<<60)
+			}
+			if err != nil {
+				return err
+			}
+			if ok {
+				say("K", l, it.Seq)
+				q.Ack(l, it.Seq)
+			}
+		case r < 18 && rng.IntN(10) == 0: // drain, so that segments go
+			for {
+				it, ok, err := q.Next(l, 1)
+				if err != nil {
+					return err
+				}
+				if !ok {
+					break
+				}
+				say("K", l, it.Seq)
+				q.Ack(l, it.Seq)
+			}
+		case r < 19:
+			if err := q.Sync(maxLoss); err != nil {
+				return err
+			}
+		default:
+			upto := [laneCount]uint64{q.Given(Data), q.Given(Event)}
+			if err := q.Sync(0); err != nil {
+				return err
+			}
+			for i, n := range upto {
+				say("S", Lane(i), n)
+			}
+		}
+	}
+}
+
+type key struct {
+	l Lane
+	n uint64
+}
+
+// TestKill kills a child again and again. Nothing that was durable is
+// missing, no number is given twice, and what is missing is in a tombstone.
+func TestKill(t *testing.T) {
+	for _, maxLoss := range []time.Duration{0, 20 * time.Millisecond} {
+		t.Run("max_loss "+maxLoss.String(), func(t *testing.T) {
+			t.Parallel()
+			killRounds(t, maxLoss, rounds(t, "BUFFER_KILLS", 25))
+		})
+	}
+}
+
+func killRounds(t *testing.T, maxLoss time.Duration, rounds int) {
+	rng, _ := seed(t)
+	dir := filepath.Join(fastDir(t), "buffer")
+	var given, durable [laneCount]uint64
+	var acked, told, appended [laneCount]ranges
+	kills, missing, repeats := 0, 0, 0
+	for range rounds {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s|%d|%s", childEnv, dir, rng.Uint64(), maxLoss))
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var complaint strings.Builder
+		cmd.Stderr = &complaint
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		wait := time.Duration(rng.Int64N(int64(40 * time.Millisecond)))
+		if rng.IntN(4) > 0 { // else it is killed while it starts
+			wait += 15 * time.Millisecond
+		}
+		time.AfterFunc(wait, func() { cmd.Process.Kill() })
+		var last int64
+		when := make(map[key]int64)
+		for sc := bufio.NewScanner(out); sc.Scan(); {
+			var what string
+			var l Lane
+			var n uint64
+			if _, err := fmt.Sscan(sc.Text(), &what, &l, &n, &last); err != nil {
+				continue // the line that the kill cut
+			}
+			switch what {
+			case "A":
+				if n <= given[l] {
+					t.Fatalf("%s %d was given after %d", l, n, given[l])
+				}
+				given[l] = n
+				appended[l].add(n, n)
+				when[key{l, n}] = last
+			case "K":
+				acked[l].add(n, n)
+			case "S":
+				durable[l] = n
+			}
+		}
+		if err := cmd.Wait(); err == nil || complaint.Len() > 0 {
+			t.Fatalf("the child ended by itself: %v %s", err, complaint.String())
+		}
+		kills++
+
+		q := mustOpen(t, Options{Dir: dir, Size: 24 << 20, Segment: 256 << 10, MaxLoss: maxLoss})
+		for l := range Lane(laneCount) {
+			here := set(all(t, q, l))
+			told[l].union(lost(q, l))
+			for _, s := range appended[l].s {
+				for n := s.a; n <= s.b; n++ {
+					switch {
+					case here.has(n):
+						if acked[l].has(n) {
+							repeats++
+						}
+					case acked[l].has(n):
+					case maxLoss == 0 || n <= durable[l]:
+						t.Fatalf("%s %d was durable and is gone", l, n)
+					case !told[l].has(n):
+						t.Fatalf("%s %d is missing silently", l, n)
+					case last-when[key{l, n}] > (maxLoss + 300*time.Millisecond).Milliseconds():
+						t.Fatalf("%s %d had waited for %d ms and is gone", l, n, last-when[key{l, n}])
+					default:
+						missing++
+					}
+				}
+			}
+			appended[l] = *here // the others are accounted for
+			if q.Given(l) < given[l] {
+				t.Fatalf("%s: given %d after %d", l, q.Given(l), given[l])
+			}
+			given[l] = q.Given(l)
+			if maxLoss == 0 && told[l].n > 0 {
+				t.Fatalf("%s: tombstones %v with max_loss 0s", l, told[l].s)
+			}
+		}
+		if n := q.Stats().Quarantined; n > 0 {
+			t.Fatal("a kill looked like damage")
+		}
+		for _, x := range q.Losses() {
+			if err := q.AckLoss(x); err != nil {
+				t.Fatal(err)
+			}
+		}
+		crash(q)
+	}
+	t.Logf("%d kills, given data %d event %d: 0 durable lost, %d missing and all in tombstones, %d to be repeated", kills, given[Data], given[Event], missing, repeats)
+}
