@@ -28,7 +28,9 @@ type readResult struct {
 
 type readFlags struct {
 	unit    int
-	line    string
+	baud    int
+	mode    string
+	as      string
 	typ     string
 	order   string
 	timeout time.Duration
@@ -55,9 +57,11 @@ agent runs, it does the reading between two polls.`,
 		},
 	}
 	c.Flags().IntVarP(&f.unit, "unit", "u", -1, "unit id on the line, 1 to 247 (TCP: 0 to 255)")
-	c.Flags().StringVar(&f.line, "line", "9600 8N1", "`SETTINGS` of a serial line given as an address")
-	c.Flags().StringVar(&f.typ, "type", "", "`TYPE` of the value: u16 s16 u32 s32 f32 u64 s64 f64 bcd16 bcd32 string ...")
-	c.Flags().StringVar(&f.order, "order", "", "byte `ORDER`: ABCD CDAB BADC DCBA")
+	c.Flags().IntVar(&f.baud, "baud", 9600, "speed of a serial line given as an address")
+	c.Flags().StringVar(&f.mode, "mode", "8N1", "`FORMAT` of its characters: 8N1, 8E1, 8O1, 8N2 ...")
+	c.Flags().StringVar(&f.typ, "type", "", "`TYPE` of the value: u16 i16 u32 i32 f32 u64 i64 f64 bcd16 bcd32 string ...")
+	c.Flags().StringVar(&f.order, "order", "", "byte `ORDER`: abcd cdab badc dcba")
+	c.Flags().StringVar(&f.as, "as", "", "`all`: every type and order that fits the registers")
 	c.Flags().DurationVar(&f.timeout, "timeout", 0, "how long the device may take (default 500ms, TCP 1s)")
 	c.Flags().IntVar(&f.repeat, "repeat", 1, "read this many times, once a second")
 	c.Flags().BoolVar(&f.hex, "hex", false, "print the bytes as well")
@@ -78,7 +82,17 @@ func (a *app) read(ctx context.Context, args []string, f *readFlags) error {
 		if reg.count == 0 {
 			reg.count = max(1, words(f.typ))
 		}
-		q = status.ReadRequest{Bus: args[0], Unit: f.unit, Table: int(reg.table), Addr: int(reg.addr), Count: int(reg.count)}
+		bus := args[0]
+		if scheme, name, ok := strings.Cut(bus, ":"); ok && (scheme == "rtu" || scheme == "tcp") && !strings.ContainsAny(name, ":/") {
+			bus = name // rtu:meters is the bus meters of the configuration
+		}
+		q = status.ReadRequest{Bus: bus, Unit: f.unit, Table: int(reg.table), Addr: int(reg.addr), Count: int(reg.count)}
+	}
+	if strings.HasPrefix(f.typ, "i") {
+		f.typ = "s" + f.typ[1:]
+	}
+	if f.as != "" && (f.as != "all" || len(args) < 2) {
+		return usage{errors.New("--as all needs a register, for example: tidegate read meters --unit 1 30001+2 --as all")}
 	}
 	for n := 0; n < f.repeat; n++ {
 		if n > 0 {
@@ -138,7 +152,7 @@ func address(s string) (connect string, ok bool) {
 		if strings.HasPrefix(rest, "//") {
 			return s, true
 		}
-		if strings.HasPrefix(rest, "/") || strings.Contains(rest, ":") || scheme == "tcp" || scheme == "rtu+tcp" {
+		if strings.ContainsAny(rest, "/:.") {
 			return scheme + "://" + rest, true
 		}
 	}
@@ -152,9 +166,9 @@ func (a *app) readAddress(ctx context.Context, connect string, q status.ReadRequ
 		return status.ReadReply{}, errors.New(issues[0].Msg)
 	}
 	o := driver.Options{Name: strings.Replace(connect, "://", ":", 1), Connect: connect, Timeout: f.timeout,
-		Devices: []driver.Device{{Name: "unit", Unit: max(q.Unit, 1), Map: m}}}
+		Devices: []driver.Device{{Name: fmt.Sprintf("unit-%d", q.Unit), Unit: max(q.Unit, 1), Points: m.Points, Map: m}}}
 	if !strings.HasPrefix(connect, "tcp:") && !strings.HasPrefix(connect, "rtu+tcp:") {
-		o.Line = f.line
+		o.Line = fmt.Sprintf("%d %s", f.baud, strings.ToUpper(f.mode))
 	}
 	var bad error
 	o.Validate(func(path, msg, hint string) {
@@ -174,6 +188,9 @@ func (a *app) readAddress(ctx context.Context, connect string, q status.ReadRequ
 }
 
 func (a *app) printRead(reply status.ReadReply, via string, reg register, f *readFlags) error {
+	if f.as != "" && reg.count > 0 {
+		return a.printAll(reply, via, reg)
+	}
 	if reg.count > 0 {
 		if err := interpret(&reply, reg, f); err != nil {
 			return err
@@ -280,6 +297,47 @@ func interpret(reply *status.ReadReply, reg register, f *readFlags) error {
 		reply.Values = append(reply.Values, status.Value{Point: fmt.Sprintf("%v:%d", reg.table, int(reg.addr)+i*int(step)), Value: r.Value.AppendJSON(nil),
 			Quality: r.Quality.String(), Cause: r.Cause.String(), At: now})
 	}
+	return nil
+}
+
+// printAll prints what the registers say in every type and order that fits
+// their number.
+func (a *app) printAll(reply status.ReadReply, via string, reg register) error {
+	types := []string{"u16", "s16"}
+	orders := []string{"ABCD", "BADC"}
+	switch {
+	case reg.table.Bits():
+		types, orders = []string{"bit"}, []string{""}
+	case reg.count == 2:
+		types, orders = []string{"f32", "u32", "s32", "u16"}, []string{"ABCD", "CDAB", "BADC", "DCBA"}
+	case reg.count == 4:
+		types, orders = []string{"f64", "u64", "s64", "f32", "u32", "u16"}, []string{"ABCD", "CDAB", "BADC", "DCBA"}
+	}
+	rows := [][]string{}
+	for _, typ := range types {
+		for _, order := range orders {
+			if strings.HasSuffix(typ, "16") && (order == "CDAB" || order == "DCBA") {
+				continue // one register has no order of words
+			}
+			one := status.ReadReply{Hex: reply.Hex}
+			if err := interpret(&one, reg, &readFlags{typ: typ, order: order}); err != nil {
+				return err
+			}
+			var texts []string
+			for _, v := range one.Values {
+				texts = append(texts, withUnit(v))
+				v.Point += " " + typ + " " + strings.ToLower(order)
+				reply.Values = append(reply.Values, v)
+			}
+			rows = append(rows, []string{"", typ, strings.ToLower(order), strings.Join(texts, ", ")})
+		}
+	}
+	if a.json {
+		printJSON(a.out, readResult{"tidegate.read/1", reply, reg.String(), profile.ManualNumber(reg.table, reg.addr), via})
+		return nil
+	}
+	fmt.Fprintf(a.out, "unit %d  %v   % x\n", reply.Unit, reg, mustHex(reply.Hex))
+	table(a.out, rows)
 	return nil
 }
 
