@@ -176,6 +176,14 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 		if d.Profile == "" && len(d.Points) == 0 {
 			report(path, "this device has neither a profile nor points", "write profile: NAME, or points:")
 		}
+		if err == nil && d.Map != nil {
+			switch listens := e.kind == kindListen; {
+			case listens && d.Map.Frames == nil:
+				report(path, "a Modbus device cannot be on a line of devices that talk by themselves", "write connect: rtu:///dev/... for this bus")
+			case !listens && d.Map.Frames != nil:
+				report(path, "a device that talks by itself cannot be on a Modbus line", "give it a bus of its own with connect: serial:///dev/...")
+			}
+		}
 		if err != nil || e.kind == kindListen || e.kind == kindTCP {
 			continue
 		}

@@ -27,6 +27,7 @@ type Line struct {
 
 	own    chan struct{} // holds a token while somebody owns the line
 	asking chan struct{} // holds a token while a technician waits or asks
+	done   chan struct{} // closed by Close
 
 	// Of the owner alone.
 	wire     wire
@@ -101,7 +102,7 @@ func Open(o Options, env Env) (*Line, error) {
 		return nil, fmt.Errorf("bus %s: %w", o.Name, err)
 	}
 	l := &Line{name: o.Name, at: at, opt: o, clk: env.Clock, log: env.Logger, timeout: o.Timeout,
-		own: make(chan struct{}, 1), asking: make(chan struct{}, 1), units: map[byte]*unit{}}
+		own: make(chan struct{}, 1), asking: make(chan struct{}, 1), done: make(chan struct{}), units: map[byte]*unit{}}
 	if l.clk == nil {
 		if l.clk, err = clock.Open(""); err != nil {
 			return nil, err
@@ -193,8 +194,9 @@ func (l *Line) unit(id byte) *unit {
 // it was gone, polls or listens, and gives each group of readings to emit.
 // The group and its readings are reused: emit must not keep them. While emit
 // blocks, the line waits, and polls are late or skipped and counted as such.
-// Run finishes the exchange under way, closes the port and returns nil; it
-// returns an error only if the line is closed or already running.
+// Run finishes the exchange under way, closes the port and returns nil, also
+// when Close was called; it returns an error only if the line was closed
+// before or runs already.
 func (l *Line) Run(ctx context.Context, emit func(*telemetry.Group)) error {
 	l.mu.Lock()
 	if l.running || l.closed {
@@ -213,9 +215,11 @@ func (l *Line) Run(ctx context.Context, emit func(*telemetry.Group)) error {
 	}()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
+	for first := true; ; first = false {
 		select {
 		case <-ctx.Done():
+			return nil
+		case <-l.done:
 			return nil
 		case <-timer.C:
 		}
@@ -227,7 +231,11 @@ func (l *Line) Run(ctx context.Context, emit func(*telemetry.Group)) error {
 			}
 			if l.isClosed() {
 				<-l.own
-				return &Error{Line: l.name, Op: "run", Code: "closed", Err: ErrClosed}
+				return nil
+			}
+			if first {
+				l.begin(time.Now())
+				first = false
 			}
 			var next time.Time
 			if l.at.kind == kindListen {
@@ -240,6 +248,19 @@ func (l *Line) Run(ctx context.Context, emit func(*telemetry.Group)) error {
 				timer.Reset(wait)
 				break
 			}
+		}
+	}
+}
+
+// begin makes everything due at once: the first values come at the start, and
+// the grid of the timetable from then on.
+func (l *Line) begin(now time.Time) {
+	for _, j := range l.jobs {
+		j.due = now
+	}
+	for _, d := range l.devices {
+		if d.talker != nil {
+			d.talker.heard = now
 		}
 	}
 }
@@ -424,6 +445,9 @@ func (l *Line) hangUp(err error) {
 // returns. It waits for the exchange under way.
 func (l *Line) Close() error {
 	l.mu.Lock()
+	if !l.closed {
+		close(l.done)
+	}
 	l.closed = true
 	l.mu.Unlock()
 	l.own <- struct{}{}

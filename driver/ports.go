@@ -153,30 +153,29 @@ func portHolder(path string) string {
 	if err != nil {
 		return ""
 	}
+	named := func(pid, does string) string {
+		name, _ := os.ReadFile("/proc/" + pid + "/comm")
+		return fmt.Sprintf("process %s (%s) %s", pid, strings.TrimSpace(string(name)), does)
+	}
 	self := strconv.Itoa(os.Getpid())
+	switch pid := flockHolder(real); pid {
+	case "":
+	case self:
+		return "another line of this process has it open"
+	default:
+		return named(pid, "holds it")
+	}
+	// No lock, but the exclusive flag of the terminal.
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	hidden, ours := false, false
+	hidden := false
 	for _, fd := range fds {
 		target, err := os.Readlink(fd)
 		if errors.Is(err, fs.ErrPermission) {
 			hidden = true
 		}
-		if target != real {
-			continue
+		if pid := strings.Split(fd, "/")[2]; target == real && pid != self {
+			return named(pid, "has it open")
 		}
-		pid := strings.Split(fd, "/")[2]
-		if pid == self {
-			ours = true
-			continue // our own probing descriptor is one of them
-		}
-		name, _ := os.ReadFile("/proc/" + pid + "/comm")
-		return fmt.Sprintf("process %s (%s) has it open", pid, strings.TrimSpace(string(name)))
-	}
-	if pid := flockHolder(real); pid != "" && pid != self {
-		name, _ := os.ReadFile("/proc/" + pid + "/comm")
-		return fmt.Sprintf("process %s (%s) holds it", pid, strings.TrimSpace(string(name)))
-	} else if pid == self && ours {
-		return "another line of this process has it open"
 	}
 	if hidden {
 		return "the process that holds it belongs to another user; sudo fuser -v " + real + " names it"

@@ -17,8 +17,9 @@ import "time"
 //     debt is paid: the hold ends at once.
 //  4. If it never came, the next request of that shape is preceded by one of
 //     another shape, the barrier. A device answers in order: once it has
-//     answered the barrier, nothing older can come. A device that does not
-//     answer odd shapes gets the plain request at the next turn.
+//     answered the barrier, nothing older can come. A device that leaves
+//     barriers of several shapes unanswered, each for the whole hold, gets
+//     the plain request again.
 //
 // Answers that do not fit are read past at any time, so a late answer costs
 // one poll and never a wrong value. Modbus TCP numbers its requests and
@@ -27,7 +28,7 @@ type quarantine struct {
 	debts []debt
 	grace time.Time     // nothing is asked before
 	worst time.Duration // longest delay of a late answer; forgotten slowly
-	shy   bool          // the last barrier was not answered: do without once
+	deaf  int           // barriers in a row that were not answered
 }
 
 // debt is a request of one shape that has not been answered.
@@ -42,6 +43,10 @@ type debt struct {
 // lateFactor is how many timeouts an answer may be late. A device that is
 // later than that is told apart by order alone, by the barrier.
 const lateFactor = 6
+
+// barriers is how many barriers a device may leave unanswered before the
+// plain request goes out: some devices are silent on shapes they do not know.
+const barriers = 3
 
 // lateSlack covers the scheduling of a busy machine on both sides.
 const lateSlack = 100 * time.Millisecond
@@ -85,10 +90,9 @@ func (q *quarantine) heardLate(fc byte, body int, now time.Time) bool {
 }
 
 // unheard notes that a barrier was not answered. Whatever is owed is given
-// its whole time once more, counted from the barrier; after that the plain
-// request goes out.
+// its whole time once more, counted from the barrier.
 func (q *quarantine) unheard(sent time.Time, timeout time.Duration) {
-	q.shy = true
+	q.deaf++
 	hold := min(max(lateFactor*timeout+lateSlack, 2*q.worst), maxHold)
 	for i := range q.debts {
 		q.debts[i].until = sent.Add(hold)
@@ -108,7 +112,7 @@ func (q *quarantine) ready(a *ask) time.Time {
 
 // barred says whether a request needs a barrier before it.
 func (q *quarantine) barred(a *ask) bool {
-	return !q.shy && q.owes(a.fc, a.body)
+	return q.deaf < barriers && q.owes(a.fc, a.body)
 }
 
 func (q *quarantine) owes(fc byte, body int) bool {
@@ -152,7 +156,7 @@ func shape(fc byte, count uint16) int {
 // answered notes an answer to a request of shape a: whatever was owed and
 // could only be told apart by order is settled.
 func (q *quarantine) answered(a *ask, now time.Time) {
-	q.shy = false
+	q.deaf = 0
 	if len(q.debts) == 0 {
 		return
 	}
