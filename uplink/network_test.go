@@ -267,7 +267,7 @@ func TestWire(t *testing.T) {
 	raw := &rawConn{Conn: a, meter: &meter{}, limit: time.Second}
 	w := newWire(raw, raw)
 	go func() {
-		for _, b := range []byte{0x20, 2, 0, 0, 0x40, 2, 0x12, 0x34, 0xd0, 0, 0x30, 0x05, 0, 1, 'a', 'x', 'y', 0x50} {
+		for _, b := range []byte{0x20, 2, 0, 0, 0x40, 2, 0x99, 0x99, 0x40, 2, 0x12, 0x34, 0xd0, 0, 0x30, 0x05, 0, 1, 'a', 'x', 'y', 0x50} {
 			z.Write([]byte{b})
 		}
 	}()
@@ -291,11 +291,14 @@ func TestWire(t *testing.T) {
 			break
 		}
 	}
-	if n != 17 || raw.meter.out.Load() != 7 || raw.meter.in.Load() != 18 {
+	if n != 21 || raw.meter.out.Load() != 7 || raw.meter.in.Load() != 22 {
 		t.Errorf("%d bytes passed, %d out, %d in", n, raw.meter.out.Load(), raw.meter.in.Load())
 	}
 	if w.proofOf(0x1234).acked.IsZero() {
 		t.Error("the PUBACK was not seen")
+	}
+	if p := w.proofOf(0x9999); !p.acked.IsZero() || !p.written.IsZero() {
+		t.Error("a PUBACK for what was never written counts")
 	}
 	select {
 	case <-w.dead:

@@ -28,6 +28,9 @@ func TestDelivers(t *testing.T) {
 	eventually(t, 5*time.Second, "live delivered", func() bool { return src.waiting() == 0 })
 	st := u.Stats()
 	u.stop()
+	if h := b.Hellos(); len(h) != 1 || h[0] != (sim.Hello{ClientID: "gw-1", Clean: true, Version: 4}) {
+		t.Errorf("CONNECT %+v", h)
+	}
 
 	got := messages(t, b)
 	if m := got[0]; m.State != "online" || m.Topic != "tg/v1/here/gw-1/status" || !m.Arrival.Retained || m.Arrival.QoS != 1 {

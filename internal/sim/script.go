@@ -67,6 +67,14 @@ type ScriptOptions struct {
 	Echo bool
 }
 
+// Hello is what a CONNECT said.
+type Hello struct {
+	ClientID string
+	Username string
+	Clean    bool // clean session
+	Version  byte // of the protocol: 4 is MQTT 3.1.1
+}
+
 // Script is an MQTT 3.1.1 broker of a few lines that misbehaves on demand
 // and keeps what it received. It delivers nothing to others.
 type Script struct {
@@ -78,6 +86,7 @@ type Script struct {
 	conns  map[net.Conn]struct{}
 	kept   []Arrival
 	wills  []Arrival
+	hellos []Hello
 	count  int
 	nconn  int
 	clean  int // sessions that ended with DISCONNECT
@@ -107,6 +116,13 @@ func (s *Script) Wills() []Arrival {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]Arrival(nil), s.wills...)
+}
+
+// Hellos returns every CONNECT, refused ones too.
+func (s *Script) Hellos() []Hello {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Hello(nil), s.hellos...)
 }
 
 // Connections returns how many CONNECTs were accepted, and how many
@@ -175,6 +191,9 @@ func (s *Script) serve(c net.Conn) {
 	if !ok {
 		return
 	}
+	s.mu.Lock()
+	s.hellos = append(s.hellos, Hello{hello.ClientIdentifier, hello.Username, hello.CleanSession, hello.ProtocolVersion})
+	s.mu.Unlock()
 	if s.opts.Silent {
 		io.Copy(io.Discard, c)
 		return
