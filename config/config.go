@@ -17,12 +17,12 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"time"
 
 	"tidegate/buffer"
 	"tidegate/driver"
 	"tidegate/driver/profile"
 	"tidegate/internal/document"
+	"tidegate/internal/rule"
 	"tidegate/internal/telemetry"
 	"tidegate/uplink"
 )
@@ -35,13 +35,14 @@ type Problem = document.Problem
 type Config struct {
 	Gateway Gateway          `yaml:"gateway" doc:"Who this gateway is."`
 	Buses   []driver.Options `yaml:"buses,keyed" required:"true" doc:"The lines, by name: serial ports and network endpoints with the devices on them."`
-	Rules   []Rule           `yaml:"rules,keyed" doc:"What makes an event, by name."`
+	Rules   []rule.Rule      `yaml:"rules,keyed" doc:"What makes an event, by name. The state of rule x is the point rules/x, and every change of it travels in the event lane."`
 	Buffer  buffer.Options   `yaml:"buffer" doc:"What is kept while the uplink is away."`
 	Uplink  uplink.Options   `yaml:"uplink" required:"true" doc:"Where the readings go, such as uplink: {url: mqtts://HOST:8883}."`
 	Status  Status           `yaml:"status" doc:"What the gateway shows locally."`
 	Log     Log              `yaml:"log" doc:"What the agent writes to its log."`
 
 	catalog *telemetry.Catalog
+	devices []telemetry.Point // the points of all devices: the catalog without those of the rules
 	loads   []BusLoad
 }
 
@@ -50,15 +51,6 @@ type Gateway struct {
 	ID     string            `yaml:"id" doc:"Name of this gateway: 1 to 64 of A-Z a-z 0-9 . _ -; default: the host name."`
 	Site   string            `yaml:"site" doc:"Where it stands; a level of the MQTT topics."`
 	Labels map[string]string `yaml:"labels" doc:"Free words that are copied into the metadata message."`
-}
-
-// Rule makes an event of readings. Only its shape is checked here.
-type Rule struct {
-	Name     string        `yaml:"-"`
-	When     string        `yaml:"when" required:"true" doc:"Condition, such as main-meter/voltage_l1 > 253."`
-	For      time.Duration `yaml:"for" doc:"How long the condition must hold."`
-	Clear    string        `yaml:"clear" doc:"Condition that ends the event; default: when is no longer true."`
-	Severity string        `yaml:"severity" enum:",info,warning,critical" doc:"How bad it is; default: warning."`
 }
 
 // Status is what the gateway shows locally.
@@ -191,13 +183,22 @@ func (p *parser) result() (*Config, []Problem) {
 			points = append(points, d.Map.TelemetryPoints(d.Name)...)
 		}
 	}
-	p.cfg.catalog = telemetry.NewCatalog(points)
+	p.cfg.devices = points[:len(points):len(points)]
+	p.cfg.catalog = telemetry.NewCatalog(append(points, p.cfg.RuleSet().Points()...))
 	return p.cfg, problems
 }
 
-// Catalog returns the points of all devices in file order; the number of a
-// point is its place. The same Catalog is returned each time.
+// Catalog returns the points of all devices in file order and, behind them,
+// those of the rules; the number of a point is its place. The same Catalog
+// is returned each time.
 func (c *Config) Catalog() *telemetry.Catalog { return c.catalog }
+
+// RuleSet compiles the rules against the catalog. Each Set has states of its
+// own; it is nil without rules.
+func (c *Config) RuleSet() *rule.Set {
+	set, _ := rule.Compile(c.Rules, c.devices) // Load found no issues
+	return set
+}
 
 // Hash names the effective configuration by 6 hex digits; comments and the
 // order of keys of one device do not count.
@@ -267,12 +268,6 @@ func (p *parser) gateway() {
 	}
 	if !siteForm.MatchString(g.Site) {
 		p.doc.Report("gateway.site", document.CodeValue, "site: this cannot be a level of a topic", "expected 1 to 64 characters without / + #")
-	}
-}
-
-func (p *parser) rules() {
-	for _, r := range p.cfg.Rules {
-		p.name("rules."+r.Name, r.Name, "a rule")
 	}
 }
 

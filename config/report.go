@@ -37,7 +37,10 @@ func reportText(file string, problems []Problem, cfg *Config) string {
 		devices += len(bus.Devices)
 	}
 	fmt.Fprintf(&b, "%s: ok, config %s\n", file, cfg.Hash())
-	fmt.Fprintf(&b, "%s, %s, %s", plural(devices, "device"), pluralBus(len(cfg.Buses)), plural(len(cfg.catalog.Points), "point"))
+	fmt.Fprintf(&b, "%s, %s, %s", plural(devices, "device"), pluralBus(len(cfg.Buses)), plural(len(cfg.devices), "point"))
+	if n := len(cfg.Rules); n > 0 {
+		fmt.Fprintf(&b, ", %s", plural(n, "rule"))
+	}
 	if warnings > 0 {
 		fmt.Fprintf(&b, ", %s", plural(warnings, "warning"))
 	}
