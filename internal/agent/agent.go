@@ -96,7 +96,7 @@ func (a *Agent) build() error {
 	if l.maxLoss > 0 {
 		l.maxAge = min(l.maxAge, l.maxLoss/2)
 	}
-	a.collect = newCollector(a.queue, a.catalog, l, a.log)
+	a.collect = newCollector(a.queue, a.catalog, cfg.RuleSet(), l, a.log)
 	a.health = newHealth(a)
 	up, err := uplink.New(cfg.Uplink, uplink.Env{
 		Gateway: cfg.Gateway.ID, Site: cfg.Gateway.Site, Version: a.opt.Version, Labels: cfg.Gateway.Labels,

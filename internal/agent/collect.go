@@ -2,12 +2,14 @@ package agent
 
 import (
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"tidegate/buffer"
 	"tidegate/internal/clock"
+	"tidegate/internal/rule"
 	"tidegate/internal/telemetry"
 )
 
@@ -42,6 +44,7 @@ type last struct {
 type collector struct {
 	queue   queue
 	catalog *telemetry.Catalog
+	rules   *rule.Set
 	limits  limits
 	log     *slog.Logger
 	in      chan *telemetry.Group
@@ -60,13 +63,18 @@ type collector struct {
 	groups  []*telemetry.Group // of the open batch, to be used again
 	encoded []byte
 	failing bool
+	urgent  <-chan time.Time // events wait for Sync until then
 }
 
 // inbox is how many groups may wait for the collector.
 const inbox = 1024
 
-func newCollector(q queue, c *telemetry.Catalog, l limits, log *slog.Logger) *collector {
-	co := &collector{queue: q, catalog: c, limits: l, log: log,
+// eventSync is how soon after its Append an event is made durable; those
+// that the broker confirms before cost no write.
+const eventSync = 50 * time.Millisecond
+
+func newCollector(q queue, c *telemetry.Catalog, rules *rule.Set, l limits, log *slog.Logger) *collector {
+	co := &collector{queue: q, catalog: c, rules: rules, limits: l, log: log,
 		in: make(chan *telemetry.Group, inbox), last: make([]last, len(c.Points))}
 	for _, p := range c.Points {
 		co.cost = append(co.cost, len(p.Name)+14)
@@ -108,10 +116,18 @@ func (c *collector) run() {
 			if c.count > 0 && time.Since(c.opened) >= c.limits.maxAge {
 				c.close()
 			}
-			// A batch waits up to maxAge before it reaches the queue.
-			c.sync(max(c.limits.maxLoss-c.limits.maxAge, time.Millisecond))
+			c.sync(c.due())
+		case <-c.urgent:
+			c.urgent = nil
+			c.sync(c.due())
 		}
 	}
+}
+
+// due is the age from which on data is made durable: a batch has waited up
+// to maxAge before it reached the queue.
+func (c *collector) due() time.Duration {
+	return max(c.limits.maxLoss-c.limits.maxAge, time.Millisecond)
 }
 
 func (c *collector) sync(olderThan time.Duration) {
@@ -149,6 +165,9 @@ func (c *collector) add(g *telemetry.Group) {
 	c.bytes += c.weight(g)
 	if alarm {
 		c.event(g)
+	}
+	if events := c.rules.Apply(g); len(events) > 0 {
+		c.ruled(g, events)
 	}
 	if c.count >= c.limits.maxReadings {
 		c.close()
@@ -196,9 +215,47 @@ func (c *collector) event(g *telemetry.Group) {
 			one.Readings = append(one.Readings, r)
 		}
 	}
-	b := telemetry.Batch{Catalog: c.catalog.Hash(), Boot: g.At.Boot, Synced: g.At.Synced, Groups: []telemetry.Group{one}}
-	c.append(buffer.Event, &b, len(one.Readings))
+	c.appendEvent(g.At, one)
+}
+
+// ruled puts what rules say of a group into the event lane, at once: the
+// readings that caused it, then the points of the rules.
+func (c *collector) ruled(g *telemetry.Group, events []rule.Event) {
+	causes, states := telemetry.Group{At: g.At}, telemetry.Group{At: g.At}
+	c.mu.Lock()
+	for i := range events {
+		e := &events[i]
+		first := c.last[e.Points[0].Point].Quality == telemetry.Init
+		switch {
+		case e.Raised:
+			c.log.Warn("rule "+e.Rule+" is raised", "severity", e.Severity, "value", e.Points[2].Value)
+		case !first:
+			c.log.Info("rule "+e.Rule+" is cleared", "severity", e.Severity, "value", e.Points[2].Value)
+		}
+		if !slices.ContainsFunc(causes.Readings, func(r telemetry.Reading) bool { return r.Point == e.Cause.Point }) {
+			causes.Readings = append(causes.Readings, e.Cause)
+		}
+		states.Readings = append(states.Readings, e.Points[:]...)
+		for _, r := range e.Points {
+			c.last[r.Point] = last{r, g.At}
+		}
+	}
+	c.mu.Unlock()
+	c.appendEvent(g.At, causes, states)
+}
+
+// appendEvent puts groups of one instant into the event lane as one batch.
+func (c *collector) appendEvent(at clock.Stamp, groups ...telemetry.Group) {
+	count := 0
+	for i := range groups {
+		count += len(groups[i].Readings)
+	}
+	b := telemetry.Batch{Catalog: c.catalog.Hash(), Boot: at.Boot, Synced: at.Synced, Groups: groups}
+	c.append(buffer.Event, &b, count)
 	c.events.Add(1)
+	if c.urgent == nil {
+		c.urgent = time.After(eventSync)
+	}
 }
 
 // close puts the open batch into the queue and begins anew.

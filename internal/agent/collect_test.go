@@ -2,8 +2,10 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -11,6 +13,7 @@ import (
 
 	"tidegate/buffer"
 	"tidegate/internal/clock"
+	"tidegate/internal/rule"
 	"tidegate/internal/telemetry"
 )
 
@@ -20,6 +23,7 @@ type fakeQueue struct {
 	batches [2][]telemetry.Batch
 	counts  [2]int
 	fail    bool
+	synced  []time.Time // calls of Sync
 }
 
 func (q *fakeQueue) Append(l buffer.Lane, b buffer.Batch) (uint64, error) {
@@ -37,7 +41,12 @@ func (q *fakeQueue) Append(l buffer.Lane, b buffer.Batch) (uint64, error) {
 	return uint64(len(q.batches[l])), nil
 }
 
-func (q *fakeQueue) Sync(time.Duration) error { return nil }
+func (q *fakeQueue) Sync(time.Duration) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.synced = append(q.synced, time.Now())
+	return nil
+}
 
 func testCatalog() *telemetry.Catalog {
 	return telemetry.NewCatalog([]telemetry.Point{{Device: "m", Name: "v"}, {Device: "m", Name: "a"},
@@ -51,7 +60,7 @@ func stamp(ms int64) clock.Stamp {
 func collect(t *testing.T, l limits, feed func(c *collector)) *fakeQueue {
 	t.Helper()
 	q := &fakeQueue{}
-	c := newCollector(q, testCatalog(), l, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	c := newCollector(q, testCatalog(), nil, l, slog.New(slog.NewTextHandler(io.Discard, nil)))
 	done := make(chan struct{})
 	go func() { c.run(); close(done) }()
 	feed(c)
@@ -133,6 +142,100 @@ func TestAlarm(t *testing.T) {
 		}
 		if q.counts[buffer.Data] != 5 {
 			t.Errorf("%d readings in the data lane, want 5", q.counts[buffer.Data])
+		}
+	})
+}
+
+// TestRule: what a rule says is an event at once, with the reading that
+// caused it and the rule's own points; the data lane knows nothing of it,
+// and the newest state is there to be shown.
+func TestRule(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		points := testCatalog().Points
+		set, issues := rule.Compile([]rule.Rule{
+			{Name: "high", When: "m/v > 253", For: 2 * time.Second, Clear: "m/v < 250", Severity: "critical"},
+			{Name: "draw", When: "m/a > 16"}}, points)
+		if len(issues) > 0 {
+			t.Fatal(issues)
+		}
+		catalog := telemetry.NewCatalog(append(points, set.Points()...))
+		q, log := &fakeQueue{}, &strings.Builder{}
+		c := newCollector(q, catalog, set, limits{maxAge: time.Minute, maxReadings: 1000, maxBytes: 1e6, maxLoss: 2 * time.Minute},
+			slog.New(slog.NewTextHandler(log, nil)))
+		done := make(chan struct{})
+		go func() { c.run(); close(done) }()
+		// events writes what the event lane got since the last call, as a cloud reads it.
+		told := 0
+		events := func() (out string) {
+			synctest.Wait()
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			for _, b := range q.batches[buffer.Event][told:] {
+				told++
+				for _, g := range b.Groups {
+					out += fmt.Sprintf("%d:", g.At.Mono)
+					for _, r := range g.Readings {
+						out += fmt.Sprintf(" %s/%s=%s", catalog.Points[r.Point].Device, catalog.Points[r.Point].Name, r.Value)
+					}
+					out += "; "
+				}
+			}
+			return out
+		}
+		feed := func(ms, volts, amps int64) {
+			c.emit(&telemetry.Group{At: stamp(ms), Readings: []telemetry.Reading{
+				{Point: 0, Value: telemetry.IntValue(volts*10, 1)}, {Point: 1, Value: telemetry.IntValue(amps, 0)}}})
+		}
+		for i, s := range []struct {
+			ms, volts, amps int64
+			want            string
+		}{
+			{0, 230, 3, "0: m/v=230.0 m/a=3; 0: rules/high=cleared rules/high_severity=critical rules/high_value=230.0" +
+				" rules/draw=cleared rules/draw_severity=warning rules/draw_value=3; "},
+			{1000, 254, 3, ""},
+			{2000, 254, 17, "2000: m/a=17; 2000: rules/draw=raised rules/draw_severity=warning rules/draw_value=17; "},
+			{3000, 255, 17, "3000: m/v=255.0; 3000: rules/high=raised rules/high_severity=critical rules/high_value=255.0; "},
+			{4000, 251, 17, ""},
+			{5000, 249, 3, "5000: m/v=249.0 m/a=3; 5000: rules/high=cleared rules/high_severity=critical rules/high_value=249.0" +
+				" rules/draw=cleared rules/draw_severity=warning rules/draw_value=3; "},
+		} {
+			feed(s.ms, s.volts, s.amps)
+			if got := events(); got != s.want {
+				t.Errorf("step %d: got %q, want %q", i, got, s.want)
+			}
+		}
+		// An event is made durable within 50 ms, not with the next tick.
+		time.Sleep(110 * time.Millisecond)
+		feed(6000, 249, 17)
+		at := time.Now()
+		events()
+		time.Sleep(eventSync)
+		synctest.Wait()
+		q.mu.Lock()
+		if n := len(q.synced); n == 0 || q.synced[n-1] != at.Add(eventSync) {
+			t.Errorf("synced at %v, the event was at %v", q.synced, at)
+		}
+		q.mu.Unlock()
+		shown := map[string]string{}
+		c.latest(func(i int, l *last) { shown[catalog.Points[i].Name] = l.Value.String() + " " + l.Quality.String() })
+		if shown["draw"] != "raised good" || shown["draw_value"] != "17 good" || shown["high"] != "cleared good" {
+			t.Errorf("%v", shown)
+		}
+		close(c.in)
+		<-done
+		if q.counts[buffer.Data] != 14 || q.counts[buffer.Event] != 8+4+4+8+4 {
+			t.Errorf("%v readings", q.counts)
+		}
+		for _, b := range q.batches[buffer.Data] {
+			for _, g := range b.Groups {
+				if int(g.Readings[len(g.Readings)-1].Point) >= len(points) {
+					t.Error("a rule's point is in the data lane")
+				}
+			}
+		}
+		if l := log.String(); strings.Count(l, "is raised") != 3 || strings.Count(l, "is cleared") != 2 ||
+			!strings.Contains(l, `msg="rule high is raised" severity=critical value=255.0`) {
+			t.Error(l)
 		}
 	})
 }
