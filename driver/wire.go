@@ -41,6 +41,7 @@ type wire struct {
 	last  time.Time       // of the last byte, either way
 	id    uint16          // last transaction number; never starts over with a connection
 	lo    int             // buf[lo:hi] has come and is not used up
+	at    int             // no frame begins in buf[lo:at]
 	hi    int
 	buf   [1024]byte
 	count counters
@@ -50,7 +51,7 @@ type wire struct {
 
 // attach takes a fresh stream into use.
 func (w *wire) attach(st stream, now time.Time) {
-	w.st, w.lo, w.hi, w.dirty, w.last = st, 0, 0, true, now
+	w.st, w.lo, w.at, w.hi, w.dirty, w.last = st, 0, 0, 0, true, now
 }
 
 // result is what came of a request.
@@ -71,6 +72,11 @@ func (w *wire) do(a *ask, timeout, gap time.Duration) (r result, err error) {
 	if err := w.settle(max(gap, w.gap)); err != nil {
 		return r, err
 	}
+	return w.ask(a, timeout)
+}
+
+// ask is do on a line that is ready.
+func (w *wire) ask(a *ask, timeout time.Duration) (r result, err error) {
 	if w.kind == kindTCP {
 		w.id++
 		binary.BigEndian.PutUint16(a.adu, w.id)
@@ -130,21 +136,20 @@ func (w *wire) do(a *ask, timeout, gap time.Duration) (r result, err error) {
 
 // search cuts frames until one is the answer.
 func (w *wire) search(a *ask, quiet bool, r *result) (data []byte, refused Exception, ok bool) {
-	for w.lo < w.hi {
-		b := w.buf[w.lo:w.hi]
+	for w.at < w.hi {
+		b := w.buf[w.at:w.hi]
 		f, skip, n := cut(w.kind, w.pk, b, quiet)
 		if i := w.echo(a, b); i >= 0 && (n == 0 || i <= skip) {
 			w.count.Echoes++
-			w.count.Garbage += uint64(i)
 			r.echoed = true
-			w.lo += i + len(a.adu)
+			w.use(i, len(a.adu))
 			continue
 		}
 		if n == 0 {
+			w.pass(skip, quiet)
 			return nil, 0, false
 		}
-		w.count.Garbage += uint64(skip)
-		w.lo += skip + n
+		w.use(skip, n)
 		if w.kind != kindTCP || b[skip] == a.adu[0] && b[skip+1] == a.adu[1] {
 			if data, refused, ok = a.answer(f); ok {
 				w.behind(r)
@@ -189,13 +194,15 @@ func (w *wire) echo(a *ask, b []byte) int {
 // stray, the rest is thrown away. On TCP nothing is needed: answers are told
 // apart by their number.
 func (w *wire) settle(gap time.Duration) error {
-	w.compact()
 	if w.kind == kindTCP {
+		w.use(0, 0) // of the last answer only what may become a frame is kept
+		w.compact()
 		if wait := time.Until(w.last.Add(gap)); gap > 0 && wait > 0 {
 			time.Sleep(wait)
 		}
 		return nil
 	}
+	w.compact()
 	now := time.Now()
 	limit := now.Add(babble)
 	if w.dirty {
@@ -219,7 +226,7 @@ func (w *wire) settle(gap time.Duration) error {
 		}
 	}
 	w.count.Garbage += uint64(w.hi - w.lo)
-	w.lo, w.hi, w.dirty = 0, 0, false
+	w.lo, w.at, w.hi, w.dirty = 0, 0, 0, false
 	return nil
 }
 
@@ -245,17 +252,33 @@ func (w *wire) hear(until time.Time) error {
 
 // strays takes whole frames out of the buffer that nobody waits for.
 func (w *wire) strays(quiet bool) {
-	for w.lo < w.hi {
-		f, skip, n := cut(w.kind, w.pk, w.buf[w.lo:w.hi], quiet)
+	for w.at < w.hi {
+		f, skip, n := cut(w.kind, w.pk, w.buf[w.at:w.hi], quiet)
 		if n == 0 {
+			w.pass(skip, quiet)
 			return
 		}
-		w.count.Garbage += uint64(skip)
+		w.use(skip, n)
 		w.count.Stray++
-		w.lo += skip + n
 		if w.stray != nil {
 			w.stray(f, w.last)
 		}
+	}
+}
+
+// use takes skip bytes of garbage and a frame of n bytes out of the buffer.
+func (w *wire) use(skip, n int) {
+	w.count.Garbage += uint64(w.at - w.lo + skip)
+	w.at += skip + n
+	w.lo = w.at
+}
+
+// pass notes that no frame begins in the next bytes, so that noise is looked
+// at once. What was passed over only because the line is quiet may still
+// become whole.
+func (w *wire) pass(skip int, quiet bool) {
+	if !quiet {
+		w.at += skip
 	}
 }
 
@@ -263,7 +286,7 @@ func (w *wire) strays(quiet bool) {
 // answer is overwritten.
 func (w *wire) compact() {
 	w.hi = copy(w.buf[:], w.buf[w.lo:w.hi])
-	w.lo = 0
+	w.lo, w.at = 0, w.at-w.lo
 }
 
 // read takes what comes until the deadline into the buffer.
@@ -271,8 +294,8 @@ func (w *wire) read(until time.Time) (int, error) {
 	if w.hi == len(w.buf) {
 		w.compact()
 		if w.hi == len(w.buf) { // nothing but garbage is that long
-			w.lo = len(w.buf) / 2
-			w.count.Garbage += uint64(w.lo)
+			w.at = max(w.at, len(w.buf)/2)
+			w.use(0, 0)
 			w.compact()
 		}
 	}
