@@ -2,6 +2,8 @@ package config
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"tidegate/internal/document"
@@ -23,7 +25,8 @@ func (p *parser) rules() {
 		}
 	}
 	var points []telemetry.Point
-	broken := map[string]bool{} // devices whose points are not known
+	enums := map[uint32]map[int64]string{} // by point number
+	broken := map[string]bool{}            // devices whose points are not known
 	for i := range p.cfg.Buses {
 		b := &p.cfg.Buses[i]
 		for k := range b.Devices {
@@ -36,10 +39,23 @@ func (p *parser) rules() {
 				broken[d.Name] = true
 				continue
 			}
+			for n := range d.Map.Points {
+				if e := d.Map.Points[n].Enum; len(e) > 0 {
+					enums[uint32(len(points)+n)] = e
+				}
+			}
 			points = append(points, d.Map.TelemetryPoints(d.Name)...)
 		}
 	}
-	_, issues := rule.Compile(rules, points)
+	set, issues := rule.Compile(rules, points)
+	for _, w := range set.Words() {
+		known := slices.Sorted(maps.Values(enums[w.Point]))
+		if len(known) > 0 && !slices.Contains(known, w.Text) {
+			p.doc.Report("rules."+w.Rule+"."+w.Path, document.CodeValue,
+				fmt.Sprintf("%s: %s/%s is never %q", w.Path, points[w.Point].Device, points[w.Point].Name, w.Text),
+				didYouMean("it is "+strings.Join(known, ", "), document.Nearest(w.Text, known)))
+		}
+	}
 	for _, is := range issues {
 		hint := is.Hint
 		if is.Unknown != "" {

@@ -153,6 +153,32 @@ func Compile(rules []Rule, points []telemetry.Point) (*Set, []Issue) {
 	return s, c.issues
 }
 
+// Word is what a rule compares a point with, as written, without quotes.
+type Word struct {
+	Rule, Path string // Path: when or clear
+	Point      uint32
+	Text       string
+}
+
+// Words returns what all rules compare with, by point, so that the caller
+// can tell what a point with a fixed list of words never says.
+func (s *Set) Words() []Word {
+	if s == nil {
+		return nil
+	}
+	var out []Word
+	for point, uses := range s.uses {
+		for _, u := range uses {
+			c, path := &s.rules[u.rule].when, "when"
+			if u.clear {
+				c, path = &s.rules[u.rule].clear, "clear"
+			}
+			out = append(out, Word{s.rules[u.rule].name, path, uint32(point), c.text})
+		}
+	}
+	return out
+}
+
 // Points returns the rules' own points for the catalog, where they follow
 // the points that Compile was given.
 func (s *Set) Points() []telemetry.Point {

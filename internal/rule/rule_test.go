@@ -226,6 +226,9 @@ func TestOneInstant(t *testing.T) {
 	if got.Points != want || got.Cause.Point != 0 {
 		t.Errorf("%+v", got)
 	}
+	if w := s.Words(); len(w) != 4 || w[0] != (Word{"over", "when", 0, "253"}) || w[3] != (Word{"latch", "clear", 5, "true"}) {
+		t.Errorf("%+v", w)
+	}
 	p := s.Points()
 	if len(p) != 9 || p[6] != (telemetry.Point{Device: "rules", Name: "high", Kind: "event", Class: telemetry.ClassAlarm}) ||
 		p[7].Name != "high_severity" || p[8] != (telemetry.Point{Device: "rules", Name: "high_value", Unit: "V", Kind: "event", Decimals: 1, Class: telemetry.ClassAlarm}) {
