@@ -121,9 +121,15 @@ func (u *Uplink) connect(ctx context.Context, w *wire, will bool) (*link, *Error
 }
 
 // pingTimeout keeps the notice of a dead idle link within two keep-alives:
-// keep-alive, two of the client's looks at its watch, and this.
+// keep-alive, two of the client's looks at its watch, and this. The client
+// looks every 5 s above a keep-alive of 10 s, else four times in it.
 func (u *Uplink) pingTimeout() time.Duration {
-	return min(15*time.Second, u.opts.Keepalive/4)
+	keep := u.opts.Keepalive.Truncate(time.Second) // the client counts whole seconds
+	limit := min(15*time.Second, keep/4)
+	if keep > 10*time.Second {
+		limit = min(limit, keep-10*time.Second)
+	}
+	return limit
 }
 
 // password reads the first line of the password file.
@@ -152,6 +158,11 @@ func (l *link) end(politely bool) {
 // publish hands a message to the client, which writes it by itself. The
 // bytes must stay as they are until the PUBACK.
 func (l *link) publish(topic string, retained bool, b []byte) (*mqtt.PublishToken, error) {
+	select {
+	case <-l.wire.dead: // the connection knows before the client does
+		return nil, l.wire.cause()
+	default:
+	}
 	token, ok := l.client.Publish(topic, 1, retained, b).(*mqtt.PublishToken)
 	if !ok {
 		return nil, fmt.Errorf("uplink: no token for a publish to %s", topic)

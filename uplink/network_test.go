@@ -224,9 +224,8 @@ func TestUnacknowledgedAtTheEnd(t *testing.T) {
 	}
 }
 
-// TestBackoff runs the loop in simulated time against a network that is
-// away for a day: attempts spread out, and the first one after a good
-// session comes soon.
+// TestBackoff adds up the delays between attempts over a simulated day
+// without a network.
 func TestBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := newUplink(t, "mqtt://127.0.0.1:1", nil)
@@ -240,6 +239,21 @@ func TestBackoff(t *testing.T) {
 			t.Errorf("%d attempts in a day", attempts)
 		}
 	})
+}
+
+// TestPingTimeout adds up what the client takes to notice a dead idle link.
+func TestPingTimeout(t *testing.T) {
+	u := newUplink(t, "mqtt://127.0.0.1:1", nil)
+	for keep := time.Second; keep <= 20*time.Minute; keep += time.Second {
+		u.opts.Keepalive = keep
+		look := keep / 4
+		if keep > 10*time.Second {
+			look = 5 * time.Second
+		}
+		if worst := keep + look + u.pingTimeout() + look; worst > 2*keep || u.pingTimeout() <= 0 {
+			t.Errorf("keep-alive %s: noticed after %s", keep, worst)
+		}
+	}
 }
 
 func TestClientIDTaken(t *testing.T) {
