@@ -38,7 +38,7 @@ func guarded(fn func() error) (err error) {
 func openBolt(path string, size, alloc int64, log *slog.Logger) (*boltFile, error) {
 	b := &boltFile{}
 	o := &bbolt.Options{
-		PageSize: pageSize, FreelistType: bbolt.FreelistMapType, InitialMmapSize: int(2 * max(size, maxSegment)),
+		PageSize: pageSize, FreelistType: bbolt.FreelistMapType, InitialMmapSize: int(2 * size),
 		Timeout: 2 * time.Second, ReadOnly: size == 0, MaxSize: int(size),
 		OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
 			f, err := os.OpenFile(path, flag|syscall.O_NOFOLLOW, mode)

@@ -18,7 +18,7 @@ import (
 
 const (
 	markerName = "opening"
-	maxHot     = 3 // segments kept open for reading
+	maxHot     = 2 // segments kept open for reading; what is read of them counts as our memory
 	maxKills   = 2 // so often may opening a file end the process before it is set aside
 )
 
@@ -53,7 +53,7 @@ func open(o Options, tune tuning) (*Queue, error) {
 		return nil, fmt.Errorf("buffer: size %d has no room for four segments of %d", o.Size, o.Segment)
 	}
 	q.segSize = [laneCount]int64{Data: o.Segment, Event: max(o.Segment/8, 256<<10)}
-	q.stateCap = max(o.Size/128, 256<<10) / pageSize * pageSize
+	q.stateCap = min(max(o.Size/128, 256<<10), 16<<20) / pageSize * pageSize
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("buffer: %w", err)
 	}

@@ -74,11 +74,12 @@ type tuning struct {
 	retry   time.Duration // how long a failed disk is left alone
 	opening time.Duration // how long Open may spend on repairs
 	chunk   int64         // most bytes in one commit
+	step    func()        // called between any two changes on disk: a crash could come here
 }
 
 func defaultTuning() tuning {
 	return tuning{memory: 8 << 20, cache: 1 << 20, riding: 30 * time.Second, idle: 30 * time.Second,
-		retry: time.Second, opening: 4 * time.Second, chunk: 2 << 20}
+		retry: time.Second, opening: 4 * time.Second, chunk: 2 << 20, step: func() {}}
 }
 
 const (

@@ -68,7 +68,7 @@ type envelope struct {
 	number uint64
 	count  uint32
 	t0, t1 int64
-	length int
+	length int64
 }
 
 // seal fills in the head of a record whose bytes already stand behind it.
@@ -96,7 +96,7 @@ func openHead(head []byte) (envelope, error) {
 	}
 	be := binary.BigEndian
 	return envelope{lane: Lane(head[9]), count: be.Uint32(head[12:]), number: be.Uint64(head[16:]),
-		t0: int64(be.Uint64(head[24:])), t1: int64(be.Uint64(head[32:])), length: int(be.Uint32(head[40:]))}, nil
+		t0: int64(be.Uint64(head[24:])), t1: int64(be.Uint64(head[32:])), length: int64(be.Uint32(head[40:]))}, nil
 }
 
 // checkRecord checks a whole record, of whatever version, and decodes its head.
@@ -105,7 +105,7 @@ func checkRecord(rec []byte) (envelope, error) {
 	if err != nil {
 		return e, err
 	}
-	if e.length != len(rec)-recordHead || recordSum(rec) != binary.BigEndian.Uint32(rec[44:]) {
+	if e.length != int64(len(rec)-recordHead) || recordSum(rec) != binary.BigEndian.Uint32(rec[44:]) {
 		return e, damaged("record %d has a wrong checksum", e.number)
 	}
 	if e.lane >= laneCount || e.number == 0 {

@@ -92,10 +92,10 @@ func recordAt(f io.ReaderAt, size, at int64, rec *[]byte) (found, bool) {
 		return found{}, false
 	}
 	e, err := openHead(head[:])
-	if err != nil || int64(e.length) > size-at-recordHead {
+	if err != nil || e.length > size-at-recordHead {
 		return found{}, false
 	}
-	n := recordHead + e.length
+	n := recordHead + int(e.length)
 	*rec = slices.Grow((*rec)[:0], n)[:n]
 	if readSome(f, *rec, at) < n {
 		return found{}, false
@@ -181,6 +181,7 @@ func (q *Queue) rebuild(seg *segment, f io.ReaderAt, all []found) error {
 			return err
 		}
 	}
+	q.tune.step()
 	q.mu.Lock()
 	q.tombstones(seg, all)
 	q.mu.Unlock()
@@ -190,10 +191,12 @@ func (q *Queue) rebuild(seg *segment, f io.ReaderAt, all []found) error {
 	if err := q.quarantine(seg.path); err != nil {
 		return err
 	}
+	q.tune.step()
 	if len(all) > 0 {
 		if err := rename(fresh, seg.path); err != nil {
 			return err
 		}
+		q.tune.step()
 	}
 	_ = seg.close(true)
 	q.opener.mu.Lock()

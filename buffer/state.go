@@ -295,6 +295,7 @@ func (q *Queue) writeState(i int, fn func(state, catalog *bbolt.Bucket) error) e
 		}
 		return fn(s, c)
 	}
+	defer q.tune.step()
 	if f.b != nil {
 		n, err := f.b.update(change)
 		q.wrote(n)
@@ -344,6 +345,7 @@ func (q *Queue) remakeState(i int, change func(*bbolt.Tx) error) error {
 	if err == nil {
 		err = b.file.Sync()
 	}
+	q.tune.step()
 	if err == nil {
 		err = rename(fresh, f.path)
 	}

@@ -174,6 +174,7 @@ func (q *Queue) store(l Lane, group []*held) error {
 		sum, r, undo := q.prepare(l, seg, group)
 		rollOver, n, failure := seg.append(group, sum, r)
 		q.wrote(n)
+		q.tune.step()
 		if err = failure; err == nil {
 			q.settle(l, seg, sum, group)
 			return nil
@@ -342,6 +343,7 @@ func (q *Queue) writable(l Lane) (*segment, error) {
 	q.mu.Unlock()
 	q.tail[l] = seg
 	q.measure()
+	q.tune.step()
 	return seg, nil
 }
 
@@ -397,6 +399,7 @@ func (q *Queue) remove(s *segment) error {
 	if err := s.unlink(); err != nil {
 		return err
 	}
+	q.tune.step()
 	q.mu.Lock()
 	q.forget(l, s)
 	q.mu.Unlock()
