@@ -185,6 +185,7 @@ func New(o Options, env Env) (*Uplink, error) {
 // broker or the network does, Run goes on trying.
 func (u *Uplink) Run(ctx context.Context, src Source) error {
 	attempt := 0
+	told := "" // code of the trouble that was logged last
 	for {
 		began := time.Now()
 		err := u.session(ctx, src)
@@ -198,7 +199,12 @@ func (u *Uplink) Run(ctx context.Context, src Source) error {
 		delay := u.delay(attempt)
 		attempt++
 		u.setState(StateAway, err)
-		u.log.Warn("uplink lost", "code", err.Code, "error", err.Error(), "retry", delay.Round(time.Millisecond))
+		// The same trouble again is no news.
+		level := slog.LevelDebug
+		if attempt == 1 || err.Code != told {
+			level, told = slog.LevelWarn, err.Code
+		}
+		u.log.Log(ctx, level, "the uplink is away", "code", err.Code, "error", err.Error(), "retry", delay.Round(time.Millisecond))
 		t := time.NewTimer(delay)
 		select {
 		case <-ctx.Done():

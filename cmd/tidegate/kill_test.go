@@ -172,12 +172,11 @@ func (w *world) settle(cmd *exec.Cmd, log *bytes.Buffer) account.Report {
 	w.t.Helper()
 	client := filepath.Join(w.dir, "tidegate.yaml")
 	for end := time.Now().Add(90 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		out, _ := exec.Command(w.bin, "buffer", "stat", "--json", "--config", client).Output()
+		out, _ := exec.Command(w.bin, "status", "--json", "--config", client).Output()
 		var s struct {
-			Batches, Tombstones int64
-			State               string
+			Buffer struct{ Batches, Tombstones int64 }
 		}
-		if json.Unmarshal(out, &s) == nil && s.State != "" && s.Batches < 5 && s.Tombstones == 0 {
+		if json.Unmarshal(out, &s) == nil && s.Buffer.Batches < 5 && s.Buffer.Tombstones == 0 {
 			break
 		}
 		if time.Now().After(end) {

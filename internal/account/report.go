@@ -301,6 +301,6 @@ func span(t0, t1 int64) string {
 
 // JSON returns the report as one JSON object, indented, with a line end.
 func (r Report) JSON() []byte {
-	b, _ := json.MarshalIndent(r, "", "  ") // holds nothing that JSON cannot write
+	b, _ := json.Marshal(r) // holds nothing that JSON cannot write
 	return append(b, '\n')
 }

@@ -26,6 +26,10 @@ import (
 // grace is how long a stop waits for the broker to take what is in the buffer.
 const grace = 5 * time.Second
 
+// lockPatience is how long a start waits for the buffer: a technician may
+// just be looking into it, or the agent before this one is still stopping.
+const lockPatience = 2 * time.Second
+
 // Options are what the door knows and the configuration does not say.
 type Options struct {
 	File    string // the configuration's file, for status
@@ -60,6 +64,9 @@ func New(cfg *config.Config, opt Options) (*Agent, error) {
 	o := cfg.Buffer
 	o.Logger = a.log
 	q, err := buffer.Open(o)
+	for end := time.Now().Add(lockPatience); errors.Is(err, buffer.ErrLocked) && time.Now().Before(end); q, err = buffer.Open(o) {
+		time.Sleep(50 * time.Millisecond)
+	}
 	if err != nil {
 		return nil, err
 	}
