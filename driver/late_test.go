@@ -188,6 +188,51 @@ func TestVeryLate(t *testing.T) {
 	}
 }
 
+// TestEchoLooksLikeAnswer: a request for 17 to 24 coils from 0x0300 on has
+// the very form of an answer with three bytes. Its echo is no value.
+func TestEchoLooksLikeAnswer(t *testing.T) {
+	t.Parallel()
+	s := newSlave(kindRTU, 1)
+	s.plan = func(n int, _ byte, _ uint16) fault {
+		return fault{name: "echo", echo: true, onlyEcho: n == 1}
+	}
+	l := bus(t, s, "rtu", 40*time.Millisecond)
+	var c tally
+	err := c.read(t, l, s, 1, profile.Coils, 0x0301, 20)
+	var e *Error
+	if !errors.Is(err, ErrEcho) || !errors.As(err, &e) || e.Code != "echo" {
+		t.Errorf("an echo alone: got %v, want code echo", err)
+	}
+	for i := range 5 {
+		if err := c.read(t, l, s, 2, profile.Coils, 0x0302+uint16(i), 20); err != nil {
+			t.Errorf("echo and answer: %v", err)
+		}
+	}
+}
+
+// TestRepeatedAnswer: a device says everything twice, the second time a few
+// milliseconds later. Only the listening before each request tells the
+// repetition from the next answer of the same shape.
+func TestRepeatedAnswer(t *testing.T) {
+	t.Parallel()
+	s := newSlave(kindRTU, 1)
+	s.plan = func(int, byte, uint16) fault {
+		return fault{name: "twice", twice: true, pieces: 2, split: 5 * time.Millisecond}
+	}
+	l := open(t, Options{Name: "b", Connect: "rtu://" + s.onPTY(t), Line: "115200 8N1", Timeout: 200 * time.Millisecond, Gap: 60 * time.Millisecond,
+		Devices: []Device{{Name: "d", Unit: 200, Every: time.Hour, Map: custom(t, 1)}}})
+	var c tally
+	for i := range 30 {
+		c.read(t, l, s, 1, profile.Holding, uint16(i*8), 2)
+	}
+	if c.wrong > 0 || c.failed > 0 || s.count("twice") < 30 {
+		t.Errorf("%d wrong, %d failed, the fault fired %d times", c.wrong, c.failed, s.count("twice"))
+	}
+	if st := l.Stats(); st.Stray < 25 {
+		t.Errorf("%d strays seen of 30 repetitions", st.Stray)
+	}
+}
+
 // TestRandomFaults mixes everything that can happen to an answer: no value
 // may be wrong in 10,000 reads.
 func TestRandomFaults(t *testing.T) {

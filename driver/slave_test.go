@@ -72,6 +72,7 @@ type fault struct {
 	split     time.Duration
 	pieces    int
 	echo      bool // our own bytes first
+	onlyEcho  bool // our own bytes and nothing else
 	noise     int  // random bytes before
 	tail      int  // random bytes after
 	foreign   bool // the frame of another unit first
@@ -313,6 +314,9 @@ func (s *slave) handle(req []byte, pdu *modbus.ProtocolDataUnit, unit byte, writ
 		whole = append(whole, ans...)
 	}
 	whole = append(whole, random(f.tail)...)
+	if f.onlyEcho {
+		whole = req
+	}
 	pieces := max(f.pieces, 1)
 	if pieces > len(whole) {
 		pieces = len(whole)
