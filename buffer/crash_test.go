@@ -31,7 +31,7 @@ type image0 struct {
 }
 
 func (c *crashes) step() {
-	if c.steps++; c.steps > 300 && c.steps%4 != 0 {
+	if c.steps++; c.steps > 150 && c.steps%6 != 0 {
 		return
 	}
 	im := image0{dir: filepath.Join(c.under, strconv.Itoa(len(c.images)))}

@@ -164,7 +164,7 @@ func (s *store) damage(t *testing.T, rng *rand.Rand, path, kind string) {
 func TestDamage(t *testing.T) {
 	rng, _ := seed(t)
 	s := makeStore(t, 300)
-	rounds := rounds(t, "BUFFER_DAMAGES", 100)
+	rounds := rounds(t, "BUFFER_DAMAGES", 54)
 	var saved, gone, harmless int
 	for i := range rounds {
 		o := s.o
