@@ -263,3 +263,52 @@ func TestCutWhileOpen(t *testing.T) {
 		mustClose(t, q)
 	}
 }
+
+// TestBroughtBack: a disk that confirmed too early lost the meta page of the
+// last commit, but the records stand there. They are found, and no number of
+// theirs is given again.
+func TestBroughtBack(t *testing.T) {
+	for _, maxLoss := range []time.Duration{0, time.Hour} {
+		o := testOptions(t)
+		o.MaxLoss = maxLoss
+		q := mustOpen(t, o)
+		for range 5 {
+			put(t, q, Data)
+		}
+		mustSync(t, q)
+		path := segmentFiles(t, o.Dir)[0]
+		old, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := uint64(6)
+		put(t, q, Data)
+		if maxLoss > 0 {
+			want = uint64(10)
+			for range 4 {
+				put(t, q, Data)
+			}
+		}
+		mustSync(t, q)
+		crash(q)
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(old[:2*pageSize], 0); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		for range 2 { // found at the first start, stored again, there at the second
+			q = mustOpen(t, o)
+			if got := set(all(t, q, Data)); got.n != want || !got.covers(1, want) || q.Given(Data) < want || lost(q, Data).has(want) {
+				t.Fatal(got, q.Given(Data), q.Losses())
+			}
+			if q.Stats().Quarantined > 0 {
+				t.Fatal("it was taken for damage")
+			}
+			mustSync(t, q)
+			crash(q)
+		}
+	}
+}
