@@ -53,6 +53,14 @@ peers:
 		test -z "$$CI"; \
 	fi
 
+# Slower proofs; docs/performance.md says what they gave.
+KILLS ?= 100
+proof-kill: ## kill -9 at random moments while the broker comes and goes
+	TIDEGATE_KILLS=$(KILLS) $(GO) test -run '^TestKill$$' -count=1 -timeout 60m -v ./cmd/tidegate
+
+proof-load: ## CPU, memory and disk of the whole program at its reference load
+	$(GO) test -run '^$$' -bench BenchmarkAgent -benchtime 1x -count 5 -timeout 30m ./cmd/tidegate
+
 TARGETS = amd64 arm64 arm/7 arm/6 arm/5 386 riscv64 mipsle
 cross: ## all architectures into dist/, with their sizes; arm64 must stay under 11 MB
 	@mkdir -p dist; for t in $(TARGETS); do \

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -14,6 +15,9 @@ import (
 
 // turn is how often the health loop looks around.
 const turn = time.Second
+
+// settled is after how many turns the start is over.
+const settled = 5
 
 // stuck is how long the collector may be silent before systemd's watchdog
 // is no longer fed; it turns ten times a second.
@@ -55,6 +59,9 @@ func (h *health) run(ctx context.Context, n notifier) {
 		}
 		if i%10 == 0 {
 			h.look()
+		}
+		if i == settled {
+			debug.FreeOSMemory() // what the start needed and running does not
 		}
 		if s := h.summary(); s != line {
 			line = s
