@@ -164,6 +164,8 @@ var (
 	ErrLocked = errors.New("the buffer is in use")
 	// ErrClosed means that Close has been called.
 	ErrClosed = errors.New("the buffer is closed")
+	// ErrReadOnly means that the buffer was opened for looking at it only.
+	ErrReadOnly = errors.New("the buffer is open for reading only")
 	// ErrTooLarge means that a batch is larger than half a segment.
 	ErrTooLarge = errors.New("the batch is too large")
 	// ErrNotDurable means that a batch has its number and waits in memory,

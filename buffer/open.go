@@ -40,11 +40,24 @@ type opener struct {
 // says. Damage is no error.
 func Open(o Options) (*Queue, error) { return open(o, defaultTuning()) }
 
-func open(o Options, tune tuning) (*Queue, error) {
+// OpenReadOnly opens the buffer of a directory for looking at it: Next, Prev,
+// Losses, Meta and Stats tell what the next Open would find, and nothing is
+// counted, closed, repaired or moved aside. Every other call is refused with
+// ErrReadOnly. It takes the lock like Open, so that no agent runs meanwhile.
+func OpenReadOnly(o Options) (*Queue, error) {
+	if _, err := os.Stat(o.Dir); err != nil {
+		return nil, fmt.Errorf("buffer: %w", err)
+	}
+	return openFor(o, defaultTuning(), true)
+}
+
+func open(o Options, tune tuning) (*Queue, error) { return openFor(o, tune, false) }
+
+func openFor(o Options, tune tuning, readOnly bool) (*Queue, error) {
 	if o.Dir == "" || o.Size < 2<<20 || o.MaxLoss < 0 || o.WhenFull != "" && o.WhenFull != dropOldest {
 		return nil, fmt.Errorf("buffer: options are not valid: dir %q, size %d, max_loss %s, when_full %q", o.Dir, o.Size, o.MaxLoss, o.WhenFull)
 	}
-	q := &Queue{dir: o.Dir, size: o.Size, maxLoss: o.MaxLoss, log: o.Logger, tune: tune, changed: make(chan struct{}, 1)}
+	q := &Queue{dir: o.Dir, size: o.Size, maxLoss: o.MaxLoss, log: o.Logger, tune: tune, readOnly: readOnly, changed: make(chan struct{}, 1)}
 	if o.Segment == 0 {
 		o.Segment = min(max(o.Size/16, 1<<20), 8<<20)
 	}
@@ -54,8 +67,10 @@ func open(o Options, tune tuning) (*Queue, error) {
 	}
 	q.segSize = [laneCount]int64{Data: o.Segment, Event: max(o.Segment/8, 256<<10)}
 	q.stateCap = min(max(o.Size/128, 256<<10), 16<<20) / pageSize * pageSize
-	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("buffer: %w", err)
+	if !readOnly {
+		if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+			return nil, fmt.Errorf("buffer: %w", err)
+		}
 	}
 	lock, err := lockDir(o.Dir)
 	if err != nil {
@@ -89,8 +104,11 @@ func (q *Queue) start() error {
 	q.disk.Lock()
 	defer q.disk.Unlock()
 	began := time.Now()
-	if err := q.tidy(); err != nil {
-		return err
+	q.opener.kills = make(map[string]int)
+	if !q.readOnly {
+		if err := q.tidy(); err != nil {
+			return err
+		}
 	}
 	s, missing, wrong, err := loadStates(q.dir)
 	if err != nil {
@@ -134,6 +152,10 @@ func (q *Queue) start() error {
 	for i := range q.lanes {
 		q.account(Lane(i), s.clean, anew, before)
 	}
+	if q.readOnly {
+		q.measure()
+		return nil
+	}
 	if err := q.saveState(false); err != nil {
 		return err
 	}
@@ -165,7 +187,6 @@ func newEpoch() (uint32, error) {
 
 // tidy takes away what an interrupted run left half done and reads the marker.
 func (q *Queue) tidy() error {
-	q.opener.kills = make(map[string]int)
 	marker := filepath.Join(q.dir, markerName)
 	if b, err := os.ReadFile(marker); err == nil {
 		if name, n, ok := strings.Cut(strings.TrimSpace(string(b)), " "); ok {
@@ -218,6 +239,9 @@ func (q *Queue) findSegments() (rides []*ride, err error) {
 			err = damaged("opening it ended the process")
 		}
 		if err == nil && sum.count == 0 { // nothing was ever committed to it
+			if q.readOnly {
+				continue
+			}
 			if err := seg.unlink(); err != nil {
 				return nil, err
 			}
@@ -299,6 +323,9 @@ func (q *Queue) openStates(wrong map[string]error) error {
 		f := &q.states[i]
 		f.path = filepath.Join(q.dir, name)
 		if wrong[name] != nil {
+			if q.readOnly {
+				continue
+			}
 			if err := q.quarantine(f.path); err != nil {
 				return err
 			}
@@ -310,6 +337,9 @@ func (q *Queue) openStates(wrong map[string]error) error {
 		q.mark(name)
 		b, err := openBolt(f.path, q.stateCap, stateStep, q.log)
 		q.unmark()
+		if isDamage(err) && q.readOnly {
+			continue
+		}
 		if isDamage(err) {
 			err = q.quarantine(f.path)
 		}
@@ -431,11 +461,18 @@ func (q *Queue) bringBack(l Lane, here *ranges, clean bool) {
 
 // mark names the file that bbolt is about to open.
 func (q *Queue) mark(name string) {
+	if q.readOnly {
+		return
+	}
 	q.opener.kills[name]++
 	_ = os.WriteFile(filepath.Join(q.dir, markerName), []byte(name+" "+strconv.Itoa(q.opener.kills[name])+"\n"), 0o600)
 }
 
-func (q *Queue) unmark() { _ = os.Remove(filepath.Join(q.dir, markerName)) }
+func (q *Queue) unmark() {
+	if !q.readOnly {
+		_ = os.Remove(filepath.Join(q.dir, markerName))
+	}
+}
 
 // openSegment opens a segment's file after it was looked through. The caller
 // holds opener.mu and the segment's use lock.

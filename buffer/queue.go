@@ -24,6 +24,8 @@ type Queue struct {
 	tune    tuning
 	lock    *os.File
 
+	readOnly bool // opened by OpenReadOnly
+
 	stateCap int64 // most that one state file may grow to
 	changed  chan struct{}
 
@@ -230,9 +232,9 @@ func (q *Queue) Append(l Lane, b Batch) (uint64, error) {
 	copy(h.rec[recordHead:], b.Bytes)
 
 	q.mu.Lock()
-	if q.closed {
+	if err := q.refuse(); err != nil {
 		q.mu.Unlock()
-		return 0, ErrClosed
+		return 0, err
 	}
 	ln := &q.lanes[l]
 	ln.given++

@@ -441,7 +441,7 @@ func dropCatalogs(c *bbolt.Bucket, room int64) error {
 func (q *Queue) Meta(key string) ([]byte, bool, error) {
 	q.disk.Lock()
 	defer q.disk.Unlock()
-	if err := q.ready(); err != nil {
+	if err := q.ready(); err != nil && !errors.Is(err, ErrReadOnly) {
 		return nil, false, err
 	}
 	return q.catalog(key)

@@ -66,12 +66,20 @@ func (q *Queue) sync(olderThan time.Duration, closing bool) error {
 	return nil
 }
 
-// ready tells whether the queue is open.
+// ready tells whether the queue is open for writing.
 func (q *Queue) ready() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.closed {
+	return q.refuse()
+}
+
+// refuse is why nothing may be written, nil if something may. The caller holds mu.
+func (q *Queue) refuse() error {
+	switch {
+	case q.closed:
 		return ErrClosed
+	case q.readOnly:
+		return ErrReadOnly
 	}
 	return nil
 }
@@ -423,12 +431,18 @@ func (q *Queue) measure() {
 func (q *Queue) Close() error {
 	q.disk.Lock()
 	defer q.disk.Unlock()
-	if q.ready() != nil {
+	err := q.ready()
+	if errors.Is(err, ErrClosed) {
 		return nil
 	}
-	err := q.sync(0, true)
+	if err == nil {
+		err = q.sync(0, true)
+	}
 	if err == nil {
 		err = q.saveState(true)
+	}
+	if q.readOnly {
+		err = nil
 	}
 	q.mu.Lock()
 	q.closed = true

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"log/slog"
 	"slices"
 	"sync"
@@ -62,8 +63,8 @@ type collector struct {
 	bytes   int
 	groups  []*telemetry.Group // of the open batch, to be used again
 	encoded []byte
-	failing bool
-	urgent  <-chan time.Time // events wait for Sync until then
+	failing atomic.Bool
+	urgent  chan struct{} // holds a token while events wait for Sync
 }
 
 // inbox is how many groups may wait for the collector.
@@ -75,7 +76,7 @@ const eventSync = 50 * time.Millisecond
 
 func newCollector(q queue, c *telemetry.Catalog, rules *rule.Set, l limits, log *slog.Logger) *collector {
 	co := &collector{queue: q, catalog: c, rules: rules, limits: l, log: log,
-		in: make(chan *telemetry.Group, inbox), last: make([]last, len(c.Points))}
+		in: make(chan *telemetry.Group, inbox), urgent: make(chan struct{}, 1), last: make([]last, len(c.Points))}
 	for _, p := range c.Points {
 		co.cost = append(co.cost, len(p.Name)+14)
 	}
@@ -100,6 +101,9 @@ func (c *collector) emit(g *telemetry.Group) {
 // run collects until the channel is closed and everything in it is in the
 // queue and durable.
 func (c *collector) run() {
+	stop := make(chan struct{})
+	var flusher sync.WaitGroup
+	flusher.Go(func() { c.flush(stop) })
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -107,6 +111,8 @@ func (c *collector) run() {
 		case g, ok := <-c.in:
 			if !ok {
 				c.close()
+				close(stop)
+				flusher.Wait()
 				c.sync(0)
 				return
 			}
@@ -116,11 +122,28 @@ func (c *collector) run() {
 			if c.count > 0 && time.Since(c.opened) >= c.limits.maxAge {
 				c.close()
 			}
-			c.sync(c.due())
-		case <-c.urgent:
-			c.urgent = nil
-			c.sync(c.due())
 		}
+	}
+}
+
+// flush makes durable what is due until stop is closed. It is a goroutine of
+// its own, so that collecting, and with it polling, never waits for the disk.
+func (c *collector) flush(stop <-chan struct{}) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+		case <-c.urgent:
+			select { // events that come together share a commit
+			case <-stop:
+				return
+			case <-time.After(eventSync):
+			}
+		}
+		c.sync(c.due())
 	}
 }
 
@@ -137,11 +160,9 @@ func (c *collector) sync(olderThan time.Duration) {
 // tell logs a trouble with the queue when it begins and when it ends.
 func (c *collector) tell(doing string, err error) {
 	switch {
-	case err != nil && !c.failing:
-		c.failing = true
+	case err != nil && c.failing.CompareAndSwap(false, true):
 		c.log.Error("buffer: "+doing+" failed; readings are kept in memory", "error", err)
-	case err == nil && c.failing:
-		c.failing = false
+	case err == nil && c.failing.CompareAndSwap(true, false):
 		c.log.Info("buffer: writing works again")
 	}
 }
@@ -253,8 +274,9 @@ func (c *collector) appendEvent(at clock.Stamp, groups ...telemetry.Group) {
 	b := telemetry.Batch{Catalog: c.catalog.Hash(), Boot: at.Boot, Synced: at.Synced, Groups: groups}
 	c.append(buffer.Event, &b, count)
 	c.events.Add(1)
-	if c.urgent == nil {
-		c.urgent = time.After(eventSync)
+	select {
+	case c.urgent <- struct{}{}:
+	default: // it is already under way
 	}
 }
 
@@ -285,6 +307,18 @@ func (c *collector) append(lane buffer.Lane, b *telemetry.Batch, count int) {
 		from, to = min(from, b.Groups[i].At.Wall), max(to, b.Groups[i].At.Wall)
 	}
 	_, err = c.queue.Append(lane, buffer.Batch{Bytes: c.encoded, Count: count, From: from, To: to})
+	if n := len(b.Groups); errors.Is(err, buffer.ErrTooLarge) && n > 1 {
+		// Long texts, and a buffer with small segments: two batches then.
+		for _, half := range [][]telemetry.Group{b.Groups[:n/2], b.Groups[n/2:]} {
+			part, readings := *b, 0
+			part.Groups = half
+			for i := range half {
+				readings += len(half[i].Readings)
+			}
+			c.append(lane, &part, readings)
+		}
+		return
+	}
 	c.tell("keeping a batch", err)
 }
 

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,22 +21,22 @@ type fakeQueue struct {
 	mu      sync.Mutex
 	batches [2][]telemetry.Batch
 	counts  [2]int
-	fail    bool
+	most    int         // largest batch that it takes, 0: any
 	synced  []time.Time // calls of Sync
 }
 
 func (q *fakeQueue) Append(l buffer.Lane, b buffer.Batch) (uint64, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.most > 0 && len(b.Bytes) > q.most {
+		return 0, fmt.Errorf("%w: %d bytes", buffer.ErrTooLarge, len(b.Bytes))
+	}
 	var d telemetry.Batch
 	if err := telemetry.DecodeBatch(b.Bytes, &d); err != nil {
 		return 0, err
 	}
 	q.batches[l] = append(q.batches[l], d)
 	q.counts[l] += b.Count
-	if q.fail {
-		return 0, errors.New("disk")
-	}
 	return uint64(len(q.batches[l])), nil
 }
 
@@ -236,6 +235,25 @@ func TestRule(t *testing.T) {
 		if l := log.String(); strings.Count(l, "is raised") != 3 || strings.Count(l, "is cleared") != 2 ||
 			!strings.Contains(l, `msg="rule high is raised" severity=critical value=255.0`) {
 			t.Error(l)
+		}
+	})
+}
+
+// TestTooLarge: a batch that the queue cannot take as one goes in parts, and
+// nothing of it is left out.
+func TestTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := &fakeQueue{most: 60}
+		c := newCollector(q, testCatalog(), nil, limits{maxAge: time.Minute, maxReadings: 1000, maxBytes: 1e6}, slog.New(slog.DiscardHandler))
+		done := make(chan struct{})
+		go func() { c.run(); close(done) }()
+		for i := range 20 {
+			c.emit(&telemetry.Group{At: stamp(int64(i)), Readings: []telemetry.Reading{{Point: 0, Value: telemetry.TextValue(fmt.Sprint("text ", i))}}})
+		}
+		close(c.in)
+		<-done
+		if len(q.batches[buffer.Data]) < 2 || q.counts[buffer.Data] != 20 {
+			t.Errorf("%d batches with %d readings", len(q.batches[buffer.Data]), q.counts[buffer.Data])
 		}
 	})
 }

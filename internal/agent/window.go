@@ -290,10 +290,10 @@ type Stopped struct {
 	src   *source
 }
 
-// OpenStopped opens the buffer of a configuration for looking at it.
-// buffer.ErrLocked tells that an agent does run.
+// OpenStopped opens the buffer of a configuration for looking at it; it
+// changes nothing. buffer.ErrLocked tells that an agent does run.
 func OpenStopped(cfg *config.Config) (*Stopped, error) {
-	q, err := buffer.Open(cfg.Buffer)
+	q, err := buffer.OpenReadOnly(cfg.Buffer)
 	if err != nil {
 		return nil, err
 	}
