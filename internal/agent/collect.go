@@ -129,7 +129,7 @@ func (c *collector) run() {
 // flush makes durable what is due until stop is closed. It is a goroutine of
 // its own, so that collecting, and with it polling, never waits for the disk.
 func (c *collector) flush(stop <-chan struct{}) {
-	tick := time.NewTicker(100 * time.Millisecond)
+	tick := time.NewTicker(flushTick)
 	defer tick.Stop()
 	for {
 		select {
@@ -147,10 +147,14 @@ func (c *collector) flush(stop <-chan struct{}) {
 	}
 }
 
+// flushTick is how often the flusher looks for what is due.
+const flushTick = 100 * time.Millisecond
+
 // due is the age from which on data is made durable: a batch has waited up
-// to maxAge before it reached the queue.
+// to maxAge before it reached the queue, the flusher may have just looked,
+// and a commit takes its time.
 func (c *collector) due() time.Duration {
-	return max(c.limits.maxLoss-c.limits.maxAge, time.Millisecond)
+	return max(c.limits.maxLoss-c.limits.maxAge-2*flushTick, time.Millisecond)
 }
 
 func (c *collector) sync(olderThan time.Duration) {
