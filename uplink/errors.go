@@ -35,6 +35,15 @@ func (e *Error) Error() string {
 	return e.Msg
 }
 
+// Brief returns the message, and the library's word only where nothing else
+// says what was seen.
+func (e *Error) Brief() string {
+	if e.Seen == "" && e.Likely == "" {
+		return e.Error()
+	}
+	return e.Msg
+}
+
 // Unwrap returns the library's error.
 func (e *Error) Unwrap() error { return e.Err }
 
@@ -73,8 +82,9 @@ const (
 // situation is what the explanation of an error needs to know.
 type situation struct {
 	broker  broker
-	ca      string // file, "" for the system's list
-	cert    string
+	ca      string    // file, "" for the system's list
+	cert    string    // file, "" without one
+	folder  string    // identity folder that lacks the certificate, "" if it does not
 	now     time.Time // the time certificates were checked against
 	wall    time.Time // what the clock of this machine says
 	synced  bool
@@ -226,10 +236,14 @@ func explainAlert(e *Error, err error, s situation) bool {
 		s.cert == "" && (strings.Contains(alert, "bad certificate") || strings.Contains(alert, "handshake failure")):
 		e.Code, e.Msg = "client-cert-required", fmt.Sprintf("%s demands a client certificate", s.broker.addr())
 		e.Likely = "no client certificate is configured"
-		if s.cert != "" {
-			e.Likely = "our client certificate is not of an authority that the broker asks for"
-		}
 		e.Try = "set uplink.identity to the folder with ca.crt, client.crt and client.key"
+		switch {
+		case s.cert != "":
+			e.Likely = "our client certificate is not of an authority that the broker asks for"
+		case s.folder != "":
+			e.Likely = "client.crt is not in " + s.folder
+			e.Try = "put client.crt and client.key there"
+		}
 	case strings.Contains(alert, "expired certificate"):
 		e.Code, e.Msg = "client-cert-expired", "the broker says that our client certificate has expired"
 		e.Likely = "it has, or the broker's clock is wrong"

@@ -462,3 +462,26 @@ func TestStatsWhileTesting(t *testing.T) {
 	}
 	complete(t, seqs(t, b, laneData), 200)
 }
+
+// TestOutageSince: the attempts of one outage do not begin it anew, so an
+// agent that tries every second does not look healthy between two attempts.
+func TestOutageSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := newUplink(t, "mqtts://127.0.0.1:1", nil)
+		at := time.Now() // of the last change
+		for _, c := range []struct {
+			state string
+			fresh bool
+		}{{StateConnecting, false}, {StateAway, false}, {StateConnecting, false}, {StateOnline, true},
+			{StateOnline, false}, {StateAway, true}, {StateConnecting, false}, {StateAway, false}, {StateStopped, true}} {
+			time.Sleep(time.Second)
+			if c.fresh {
+				at = time.Now()
+			}
+			u.setState(c.state, nil)
+			if s := u.Stats(); s.State != c.state || !s.Since.Equal(at) {
+				t.Errorf("%s: state %s since %v, want %v", c.state, s.State, s.Since, at)
+			}
+		}
+	})
+}

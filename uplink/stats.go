@@ -13,7 +13,7 @@ const (
 // Stats is what an Uplink counts since start.
 type Stats struct {
 	State  string
-	Since  time.Time // of the state
+	Since  time.Time // of the state; away and connecting are one
 	Broker string    // mqtts://host:port
 	// Insecure tells that everything travels unencrypted to another machine.
 	Insecure bool
@@ -58,9 +58,12 @@ func (u *Uplink) Stats() Stats {
 func (u *Uplink) setState(state string, err *Error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.stats.State != state {
-		u.stats.State, u.stats.Since = state, time.Now()
+	// The attempts of one outage do not begin it anew.
+	if outage := u.stats.State == StateAway || u.stats.State == StateConnecting; u.stats.State != state &&
+		!(outage && (state == StateAway || state == StateConnecting)) {
+		u.stats.Since = time.Now()
 	}
+	u.stats.State = state
 	if err != nil {
 		u.stats.Err, u.stats.ErrAt = err, time.Now()
 	}

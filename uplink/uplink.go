@@ -245,10 +245,11 @@ func (u *Uplink) now() time.Time {
 // situation collects what the explanation of an error needs.
 func (u *Uplink) situation() situation {
 	ca, cert, _ := u.opts.files()
+	folder := ""
 	if _, err := os.Stat(cert); errors.Is(err, fs.ErrNotExist) {
-		cert = "" // an identity folder need not have one
+		cert, folder = "", u.opts.Identity // an identity folder need not have one
 	}
-	return situation{broker: u.broker, ca: ca, cert: cert, now: u.now(), wall: time.Now(),
+	return situation{broker: u.broker, ca: ca, cert: cert, folder: folder, now: u.now(), wall: time.Now(),
 		synced: u.env.Clock.Synced(), timeout: u.tune.connect}
 }
 
