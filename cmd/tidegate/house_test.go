@@ -1,14 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"go/parser"
 	"go/token"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
 )
 
 // floors are the floors of the house. A package may import those below its
@@ -115,5 +119,29 @@ func TestDependenciesAreNamed(t *testing.T) {
 				t.Errorf("docs/dependencies.md does not name %s %s", f[0], f[1])
 			}
 		}
+	}
+}
+
+// TestHelpFits: the help of every verb fits a serial console, and a topic
+// that is not there is an error.
+func TestHelpFits(t *testing.T) {
+	var walk func(c *cobra.Command, path []string)
+	walk = func(c *cobra.Command, path []string) {
+		var out bytes.Buffer
+		if code := execute(append([]string{"help"}, path...), strings.NewReader(""), &out, io.Discard); code != 0 || out.Len() == 0 {
+			t.Errorf("help %v: exit code %d, %d bytes", path, code, out.Len())
+		}
+		for line := range strings.Lines(out.String()) {
+			if len(line) > 81 {
+				t.Errorf("help %v: more than 80 columns: %s", path, line)
+			}
+		}
+		for _, sub := range c.Commands() {
+			walk(sub, append(path[:len(path):len(path)], sub.Name()))
+		}
+	}
+	walk((&app{}).root(), nil)
+	if code := execute([]string{"help", "buffer", "stta"}, strings.NewReader(""), io.Discard, io.Discard); code != exitUsage {
+		t.Errorf("help on what is not there: exit code %d", code)
 	}
 }

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -149,7 +150,45 @@ func (a *app) root() *cobra.Command {
 	add("well", a.statusCmd(), a.bufferCmd(), a.verifyCmd())
 	add("service", a.runCmd())
 	root.AddCommand(a.versionCmd(), exitCodesTopic())
+	a.help(root)
 	return root
+}
+
+// help makes the help fit 80 columns, and an unknown topic an error.
+func (a *app) help(root *cobra.Command) {
+	print := root.HelpFunc()
+	root.SetHelpFunc(func(c *cobra.Command, args []string) {
+		var b bytes.Buffer
+		c.SetOut(&b)
+		print(c, args)
+		for line := range strings.Lines(b.String()) {
+			indent := "    "
+			if at := strings.LastIndex(line[:min(len(line), 40)], "  "); at > 0 {
+				indent = strings.Repeat(" ", at+2) // the column of the descriptions
+			}
+			line = strings.Replace(line, "  tidegate exit-codes ", "  tidegate help exit-codes  ", 1)
+			fmt.Fprintln(a.out, status.Wrap(strings.TrimSuffix(line, "\n"), 80, indent))
+		}
+	})
+	root.SetHelpCommand(&cobra.Command{
+		Use:   "help [VERB or TOPIC]",
+		Short: "help about a verb or a topic",
+		RunE: func(_ *cobra.Command, args []string) error {
+			c, rest, err := root.Find(args)
+			if err != nil {
+				return usage{err}
+			}
+			if len(rest) > 0 {
+				text := fmt.Sprintf("there is no help on %q", strings.Join(args, " "))
+				if s := c.SuggestionsFor(rest[0]); len(s) > 0 {
+					text += fmt.Sprintf("; did you mean %q?", s[0])
+				}
+				return usage{errors.New(text)}
+			}
+			c.InitDefaultHelpFlag()
+			return c.Help()
+		},
+	})
 }
 
 // exitCodesTopic is `tidegate help exit-codes`.

@@ -70,22 +70,26 @@ func writeStatus(w io.Writer, s status.Snapshot) {
 		}
 	}
 	who := s.Gateway.ID + "  tidegate " + s.Gateway.Version
-	fmt.Fprintf(w, "%s%s%s\n", head, strings.Repeat(" ", max(2, 79-len(head)-len(who))), who)
+	if len(head)+2+len(who) <= 80 {
+		fmt.Fprintf(w, "%s%s%s\n", head, strings.Repeat(" ", max(2, 79-len(head)-len(who))), who)
+	} else {
+		fmt.Fprintf(w, "%s\n%s%s\n", status.Wrap(head, 80, "          "), strings.Repeat(" ", max(0, 79-len(who))), who)
+	}
 
 	u := s.Uplink
 	row(w, "uplink", word(u.State == "connected"), uplinkLine(u, s.At))
 	if u.Error != "" {
-		fmt.Fprintf(w, "                  %s\n", u.Error)
+		row(w, "", "", u.Error)
 	}
 	b := s.Buffer
 	text := fmt.Sprintf("%d readings waiting, oldest %s, %s of %s, %d lost ever",
 		b.Records, age(b.OldestMS), size(b.Bytes), size(b.LimitBytes), b.LostTotal)
 	row(w, "buffer", word(b.Error == ""), text)
 	if b.Error != "" {
-		fmt.Fprintf(w, "                  %s\n", b.Error)
+		row(w, "", "", b.Error)
 	}
 	if b.Tombstones > 0 {
-		fmt.Fprintf(w, "                  %d tombstones waiting to be delivered\n", b.Tombstones)
+		row(w, "", "", fmt.Sprintf("%d tombstones waiting to be delivered", b.Tombstones))
 	}
 	for _, bus := range s.Buses {
 		writeBus(w, bus)
@@ -142,7 +146,7 @@ func writeBus(w io.Writer, bus status.Bus) {
 	}
 	row(w, bus.Name, word(bad == 0 && bus.State == "open"), text)
 	if bus.Error != "" {
-		fmt.Fprintf(w, "                  %s  [%s]\n", bus.Error, bus.Code)
+		row(w, "", "", fmt.Sprintf("%s  [%s]", bus.Error, bus.Code))
 	}
 	for _, d := range bus.Devices {
 		if d.State == status.OK {
@@ -153,14 +157,17 @@ func writeBus(w io.Writer, bus status.Bus) {
 			text = d.State + ", silent since start"
 		}
 		if e := d.LastError; e != nil {
-			text += fmt.Sprintf("  %s x%d  [%s]", e.Text, e.Count, e.Code)
+			text += fmt.Sprintf("  %s x%d  [%s]", strings.TrimPrefix(e.Text, d.Name+": "), e.Count, e.Code)
 		}
-		fmt.Fprintf(w, "  %-15s %s\n", d.Name, text)
+		fmt.Fprintln(w, status.Wrap(fmt.Sprintf("  %-15s %s", d.Name, text), 80, column))
 	}
 }
 
+// column is where the text of a line of status begins.
+const column = "                  "
+
 func row(w io.Writer, name, state, text string) {
-	fmt.Fprintf(w, "%-9s %-7s %s\n", name, state, text)
+	fmt.Fprintln(w, status.Wrap(fmt.Sprintf("%-9s %-7s %s", name, state, text), 80, column))
 }
 
 func word(ok bool) string {

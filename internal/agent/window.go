@@ -59,7 +59,7 @@ func uplinkOf(u uplink.Stats, now time.Time) status.Uplink {
 	if u.State == uplink.StateOnline {
 		s.State = "connected"
 	} else if u.Err != nil {
-		s.ErrorCode, s.Error, s.Hint = u.Err.Code, u.Err.Error(), u.Err.Hint()
+		s.ErrorCode, s.Error, s.Hint = u.Err.Code, u.Err.Brief(), u.Err.Hint()
 	}
 	return s
 }
@@ -150,7 +150,7 @@ func (a *Agent) Values(names []string) ([]status.Value, error) {
 		for i := range a.catalog.Points {
 			p := &a.catalog.Points[i]
 			if p.Device == device {
-				known = append(known, device+"/"+p.Name)
+				known = append(known, p.Name)
 				if !one || p.Name == point {
 					want[i], found = true, true
 				}
@@ -281,7 +281,7 @@ func stepsOf(steps []uplink.Step) []status.Step {
 
 // ExplainUplink turns an error of the uplink into what a person reads.
 func ExplainUplink(e *uplink.Error) *status.Failure {
-	return &status.Failure{Code: e.Code, What: e.Error(), Seen: e.Seen, Likely: e.Likely, Try: e.Try, Exit: 69}
+	return &status.Failure{Code: e.Code, What: e.Brief(), Seen: e.Seen, Likely: e.Likely, Try: e.Try, Exit: 69}
 }
 
 // Stopped is the buffer of a gateway whose agent does not run.

@@ -8,6 +8,7 @@ package status
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 )
 
@@ -226,7 +227,7 @@ func (f *Failure) Error() string {
 	return f.What + " [" + f.Code + "]"
 }
 
-// Text returns the failure in its full form, at most eight lines:
+// Text returns the failure in its full form, in 80 columns:
 //
 //	error: WHAT failed                                           [code]
 //	  where:  config line or bus/device
@@ -235,20 +236,59 @@ func (f *Failure) Error() string {
 //	  try:    one command to run or one thing to touch
 func (f *Failure) Text() string {
 	var b strings.Builder
-	head := "error: " + f.What
+	head := Wrap("error: "+f.What, 80, "    ")
 	b.WriteString(head)
 	if f.Code != "" {
-		b.WriteString(strings.Repeat(" ", max(2, 78-len(head)-len(f.Code)-2)))
+		width := len(head) - strings.LastIndexByte(head, '\n') - 1
+		if width+2+len(f.Code)+2 > 80 {
+			b.WriteByte('\n')
+			width = 0
+		}
+		b.WriteString(strings.Repeat(" ", max(2, 78-width-len(f.Code)-2)))
 		b.WriteString("[" + f.Code + "]")
 	}
 	b.WriteByte('\n')
 	for _, l := range []struct{ name, text string }{
 		{"where:  ", f.Where}, {"seen:   ", f.Seen}, {"likely: ", f.Likely}, {"try:    ", f.Try}} {
 		if l.text != "" {
-			b.WriteString("  " + l.name + strings.ReplaceAll(strings.TrimRight(l.text, "\n"), "\n", "\n          ") + "\n")
+			text := strings.ReplaceAll(strings.TrimRight(l.text, "\n"), "\n", "\n          ")
+			b.WriteString(Wrap("  "+l.name+text, 80, "          ") + "\n")
 		}
 	}
 	return b.String()
+}
+
+// Wrap breaks the lines of text that are longer than width columns at blanks;
+// what is moved to a new line stands behind indent. Words that are longer
+// than a line stay whole.
+func Wrap(text string, width int, indent string) string {
+	lines := strings.Split(text, "\n")
+	for i := 0; i < len(lines); i++ {
+		lines[i] = strings.TrimRight(lines[i], " ")
+		line := []rune(lines[i])
+		if len(line) <= width {
+			continue
+		}
+		margin := 0 // a break among the leading blanks would be none
+		for margin < len(line) && line[margin] == ' ' {
+			margin++
+		}
+		cut := width
+		for cut > margin && line[cut] != ' ' {
+			cut--
+		}
+		if cut <= max(margin, len(indent)) {
+			for cut = width; cut < len(line) && line[cut] != ' '; cut++ {
+			}
+		}
+		rest := strings.TrimLeft(string(line[cut:]), " ")
+		if rest == "" {
+			continue
+		}
+		lines[i] = strings.TrimRight(string(line[:cut]), " ")
+		lines = slices.Insert(lines, i+1, indent+rest)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // API is what the socket offers; the agent implements it. Errors that are a

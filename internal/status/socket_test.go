@@ -92,6 +92,29 @@ func TestSocket(t *testing.T) {
 	}
 }
 
+func TestWrap(t *testing.T) {
+	for _, c := range []struct{ in, want string }{
+		{"", ""},
+		{"short\n", "short\n"},
+		{"exactly twenty chars", "exactly twenty chars"},
+		{"one word more than twenty", "one word more than\n   twenty"},
+		{"many words that need more than two lines", "many words that need\n   more than two\n   lines"},
+		{"a-word-that-is-longer-than-a-line stays", "a-word-that-is-longer-than-a-line\n   stays"},
+		{"   a-word-that-is-longer-than-a-line", "   a-word-that-is-longer-than-a-line"},
+		{"trailing blanks go   \nin each line  ", "trailing blanks go\nin each line"},
+	} {
+		if got := Wrap(c.in, 20, "   "); got != c.want {
+			t.Errorf("%q:\n got %q\nwant %q", c.in, got, c.want)
+		}
+	}
+	f := &Failure{Code: "a-code", What: strings.Repeat("failed ", 30), Seen: strings.Repeat("seen ", 40), Try: strings.Repeat("x", 200)}
+	for line := range strings.Lines(f.Text()) {
+		if len(line) > 81 && !strings.Contains(line, "xxx") {
+			t.Errorf("more than 80 columns: %q", line)
+		}
+	}
+}
+
 func TestFailureText(t *testing.T) {
 	f := &Failure{Code: "port-missing", What: "serial port /dev/ttyUSB0 is not there", Where: "bus-a",
 		Seen: "ports here: a,\nb", Try: "tidegate check"}
