@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -61,7 +62,7 @@ Exit code 0 complete (tombstones are listed), 1 incomplete or nothing received.`
 			}
 			r := book.Report()
 			if a.json {
-				fmt.Fprintln(a.out, string(r.JSON()))
+				fmt.Fprintf(a.out, "%s\n", bytes.TrimSpace(r.JSON()))
 			} else {
 				fmt.Fprint(a.out, r.Text())
 			}

@@ -52,6 +52,7 @@ func TestVerdicts(t *testing.T) {
 		{"nothing", nil, "nothing received", Sums{}},
 		{"metadata only", []string{`{"v":1,"gw":"g","m":"b","points":[]}`}, "nothing received", Sums{}},
 		{"status before the first batch", []string{state(0, 1)}, "nothing received", Sums{}},
+		{"the echo of uplink test", []string{`{"gw":"g","nonce":"x","sent":1,"test":true}`}, "nothing received", Sums{}},
 		{"all", []string{msg(1, 1), msg(2, 1), msg(3, 3), state(3, 4)}, "complete", Sums{Expected: 3, Received: 3, Readings: 3}},
 		{"order does not matter", []string{state(3, 4), msg(3, 3), msg(1, 1), msg(2, 1)}, "complete", Sums{Expected: 3, Received: 3, Readings: 3}},
 		{"repeats", []string{msg(1, 1), msg(2, 1), msg(1, 1), msg(2, 1), msg(2, 2)}, "complete", Sums{Expected: 2, Received: 2, Repeats: 3, Readings: 2}},

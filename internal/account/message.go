@@ -31,6 +31,7 @@ type message struct {
 	Records *[]record        `json:"records"`
 	Columns *[]column        `json:"columns"`
 	Points  *json.RawMessage `json:"points"`
+	Test    bool             `json:"test"` // the echo of `tidegate uplink test`
 
 	body        body
 	Seq, Lo     uint64
@@ -99,7 +100,7 @@ func parse(payload []byte) (*message, error) {
 			return nil, fmt.Errorf("account: status with epoch %.40q and %d lanes", m.Epoch, len(m.SeqOf))
 		}
 		return m, nil
-	case m.State != "", m.Points != nil:
+	case m.State != "", m.Points != nil, m.Test:
 		return m, nil
 	default:
 		return nil, ErrShape

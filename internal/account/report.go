@@ -100,7 +100,7 @@ func (b *Book) Report() Report {
 	})
 	r.Broken = r.Lost > 0 || r.Conflicts > 0
 	switch {
-	case len(r.Lanes) == 0:
+	case r.Expected == 0:
 		r.Verdict = NothingReceived
 	case r.Broken || r.Late > 0:
 		r.Verdict = Incomplete
@@ -216,7 +216,7 @@ func (r Report) Text() string {
 			gateway = g
 			fmt.Fprintf(&b, "%s\n  lane  numbers           received repeats  late dropped  lost conflicts\n", g)
 		}
-		fmt.Fprintf(&b, "  %-5s %-17s %8d %7d %5d %7d %5d %9d\n", l.Lane, Range{l.First, l.Last},
+		fmt.Fprintf(&b, "  %-5s %-17s %8d %7d %5d %7d %5d %9d\n", l.Lane, l.numbers(),
 			l.Received, l.Repeats, l.Late, l.Dropped, l.Lost, l.Conflicts)
 		if l.Readings > 0 {
 			fmt.Fprintf(&b, "        %d readings%s\n", l.Readings, span(l.T0, l.T1))
@@ -236,6 +236,14 @@ func (r Report) Text() string {
 	b.WriteString(r.verdictLine())
 	b.WriteByte('\n')
 	return b.String()
+}
+
+// numbers is the range that the account covers.
+func (l Lane) numbers() string {
+	if l.First > l.Last || l.Last == 0 {
+		return "none"
+	}
+	return Range{l.First, l.Last}.String()
 }
 
 func (r Report) verdictLine() string {
