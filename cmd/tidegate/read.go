@@ -46,8 +46,10 @@ func (a *app) readCmd() *cobra.Command {
 		Long: `Reads from a device now. TARGET is
   a point           meter-1/voltage_l1
   a device          meter-1                  all its points
+                    meter-1 input:0+4        registers of its unit
   a bus             meters --unit 1 input:0  registers of any unit on it
-  an address        rtu:/dev/ttyUSB0 or tcp:10.0.0.20:502, with --unit and a register
+  an address        rtu:/dev/ttyUSB0 or tcp:10.0.0.20:502, with --unit and a
+                    register
 A register is a wire address from 0 (input:0, holding:40, coil:3, discrete:3)
 or the number of the manual (30001, 40041, 400041); both are printed. While the
 agent runs, it does the reading between two polls.`,
@@ -76,7 +78,7 @@ func (a *app) read(ctx context.Context, args []string, f *readFlags) error {
 		if reg, err = parseRegister(args[1]); err != nil {
 			return err
 		}
-		if f.unit < 0 {
+		if _, raw := address(args[0]); raw && f.unit < 0 {
 			return usage{errors.New("which unit? Give --unit with its number on the line")}
 		}
 		if reg.count == 0 {
@@ -119,6 +121,15 @@ func (a *app) readOnce(ctx context.Context, args []string, q status.ReadRequest,
 	if connect, ok := address(args[0]); ok {
 		if len(args) < 2 {
 			return status.ReadReply{}, "", usage{fmt.Errorf("which register of %s? For example: tidegate read %s --unit 1 input:0", args[0], args[0])}
+		}
+		if s, err := a.client().Status(ctx); err == nil {
+			for _, b := range s.Buses { // the agent has this line: one master is enough
+				if b.Connect == connect {
+					q.Bus = b.Name
+					reply, err := a.client().Read(ctx, q)
+					return reply, "agent", err
+				}
+			}
 		}
 		reply, err := a.readAddress(ctx, connect, q, f)
 		return reply, "direct", err
@@ -260,7 +271,7 @@ func interpret(reply *status.ReadReply, reg register, f *readFlags) error {
 	} else if n := words(typ); n > 0 {
 		step = n
 	} else if typ != "bit" {
-		return usage{fmt.Errorf("--type %q: u8 s8 u16 s16 u24 s24 u32 s32 u64 s64 f32 f64 bcd16 bcd32 string", f.typ)}
+		return usage{fmt.Errorf("--type %q is not known; write u8 s8 u16 s16 u24 s24 u32 s32 u64 s64 f32 f64 bcd16 bcd32 or string", f.typ)}
 	}
 	var points []profile.Point
 	for i := uint16(0); i+step <= reg.count; i += step {

@@ -13,6 +13,7 @@ import (
 	"tidegate/config"
 	"tidegate/driver"
 	"tidegate/driver/profile"
+	"tidegate/internal/document"
 	"tidegate/internal/status"
 	"tidegate/internal/telemetry"
 )
@@ -110,6 +111,13 @@ func (r *Reader) Read(ctx context.Context, q status.ReadRequest) (status.ReadRep
 	var readings []telemetry.Reading
 	for _, req := range requests {
 		answer, err := r.lines[bus.Name].Exchange(ctx, deviceUnit(dev), req.Table, req.Address, req.Count)
+		if pick < 0 && errors.As(err, new(driver.Exception)) {
+			if readings, err = r.singly(ctx, bus, dev, req, readings); err == nil {
+				reply.Unit = int(deviceUnit(dev))
+				reply.Table, reply.Addr, reply.Count = int(req.Table), int(req.Address), int(req.Count)
+				continue
+			}
+		}
 		if err != nil {
 			return reply, Explain(err)
 		}
@@ -128,6 +136,32 @@ func (r *Reader) Read(ctx context.Context, q status.ReadRequest) (status.ReadRep
 		}
 	}
 	return reply, nil
+}
+
+// singly asks for the points of a request that the device refuses as a whole
+// one by one: one register that is not there does not hide the others.
+func (r *Reader) singly(ctx context.Context, bus *driver.Options, dev *driver.Device, req profile.Request, readings []telemetry.Reading) ([]telemetry.Reading, error) {
+	for _, p := range req.Points {
+		one, err := dev.Map.PointRequest(p)
+		if err != nil {
+			return readings, err
+		}
+		answer, err := r.lines[bus.Name].Exchange(ctx, deviceUnit(dev), one.Table, one.Address, one.Count)
+		var refused driver.Exception
+		switch {
+		case errors.As(err, &refused):
+			cause := telemetry.CauseException + telemetry.Cause(refused)
+			if refused == 2 {
+				cause = telemetry.CauseIllegalAddress
+			}
+			readings = append(readings, telemetry.Reading{Point: dev.Base + uint32(p), Quality: telemetry.Comm, Cause: cause})
+		case err != nil:
+			return readings, err
+		default:
+			readings = dev.Map.Decode(one, answer.Data, dev.Base, readings)
+		}
+	}
+	return readings, nil
 }
 
 // deviceUnit is the unit id of a device: its own, else the profile's.
@@ -154,12 +188,22 @@ func (r *Reader) listened(reply status.ReadReply, name, point string) (status.Re
 
 func (r *Reader) readRaw(ctx context.Context, q status.ReadRequest) (status.ReadReply, error) {
 	l := r.lines[q.Bus]
+	if bus, dev := r.device(q.Bus); l == nil && dev != nil && dev.Map.Transport != "serial" {
+		l = r.lines[bus.Name] // registers of a device, under its own unit id unless another is given
+		if q.Bus = bus.Name; q.Unit < 0 {
+			q.Unit = int(deviceUnit(dev))
+		}
+	}
 	if l == nil {
 		var known []string
 		for i := range r.cfg.Buses {
 			known = append(known, r.cfg.Buses[i].Name)
 		}
-		return status.ReadReply{}, unknownName(q.Bus, known)
+		return status.ReadReply{}, unknownName(q.Bus, append(known, r.names()...))
+	}
+	if q.Unit < 0 {
+		return status.ReadReply{}, &status.Failure{Code: "usage", Exit: 64,
+			What: "which unit? Give --unit with its number on the line"}
 	}
 	return ReadRegisters(ctx, l, q)
 }
@@ -198,6 +242,10 @@ func valueOf(p *telemetry.Point, r *telemetry.Reading, at, now int64) status.Val
 
 func unknownName(name string, known []string) error {
 	f := &status.Failure{Code: "no-such-name", What: fmt.Sprintf("there is no %q", name), Exit: 64}
+	point := name[strings.LastIndexByte(name, '/')+1:]
+	if near := document.Nearest(point, known); near != "" {
+		f.What += fmt.Sprintf("; did you mean %q?", strings.TrimSuffix(name, point)+near)
+	}
 	if len(known) > 0 {
 		f.Seen = "known: " + wrap(known, 64)
 	}
