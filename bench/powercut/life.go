@@ -1,0 +1,243 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tidegate/bench/history"
+	"tidegate/bench/writer"
+)
+
+const (
+	diskSize = 24 << 20
+	maxDeath = 2 // so often may a damaged file end the process before it is set aside
+	patience = 20 * time.Second
+)
+
+// life is one buffer from its first start through a number of cuts.
+type life struct {
+	p     *plan
+	no    int
+	rng   *rand.Rand // drawn from in the same way whatever the kernel does
+	d     *disk
+	dir   string // of the rig
+	look  string // where the file system is mounted
+	o     writer.Options
+	h     *history.Life
+	found []byte       // the disk before the last start, if it is to be saved
+	said  bytes.Buffer // what the writers said, likewise
+
+	kept  int
+	gone  int
+	cuts  int
+	early int // cuts before a start was over
+	fixed int // file systems that had to be repaired
+	mute  int // file systems that could not be mounted
+	died  int // starts that a damaged file ended
+}
+
+// end is how a writer ended.
+type end struct {
+	cut    bool // by the power
+	signal bool // by us or by the kernel
+	badFS  bool // the file system is damaged
+	hung   bool
+	text   string
+}
+
+// live runs a life. A broken promise is in l.h.Violations; an error concerns
+// the rig itself.
+func (l *life) live(ctx context.Context, content []byte, cuts int) error {
+	lag := l.p.lags[l.no%len(l.p.lags)]
+	l.d = newDisk(content, lag)
+	l.h = &history.Life{Honest: lag == 0, MaxLoss: []time.Duration{0, 2 * time.Second}[l.no/len(l.p.lags)%2], Flushes: l.d.confirmed, Lag: lag}
+	l.o = writer.Options{Dir: filepath.Join(l.look, "buffer"), Size: 3_400_000 + l.rng.Int64N(3_000_000), Segment: 256 << 10, MaxLoss: l.h.MaxLoss}
+	if l.p.verbose {
+		l.h.Log = func(format string, args ...any) { fmt.Printf("  "+format+"\n", args...) }
+	}
+	server, err := serve(l.dir, l.d)
+	if err != nil {
+		return fmt.Errorf("no FUSE: %w", err)
+	}
+	defer func() {
+		for range 100 {
+			if server.Unmount() == nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
+	deaths, repair := 0, false
+	for i := 0; i <= cuts && ctx.Err() == nil && len(l.h.Violations()) == 0; i++ {
+		last := i == cuts
+		if l.p.save != "" {
+			l.found = append(l.found[:0], l.d.now...)
+			fmt.Fprintf(&l.said, "# start %d\n", i)
+		}
+		m, repaired, err := mount(filepath.Join(l.dir, "disk"), l.look, lag > 0, repair)
+		repair = false
+		l.h.Broken = repaired
+		if repaired {
+			l.fixed++
+		}
+		if err != nil && lag > 0 {
+			l.mute++ // the disk has lost the file system, and the buffer with it
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		e, err := l.start(ctx, last)
+		if un := m.unmount(); err == nil {
+			err = un
+		}
+		if err != nil {
+			return err
+		}
+		l.h.Down(l.d.confirmed())
+		off := !l.d.disarm()
+		keep, sectors := l.p.keeps[l.rng.IntN(len(l.p.keeps))], rand.New(rand.NewPCG(l.rng.Uint64(), 0))
+		early := off && !l.h.Ready()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case e.hung:
+			l.h.Violate("start %d: after %v it was still at work; ready: %v, flushes: %d", i, patience, l.h.Ready(), l.d.confirmed())
+		case off && !last:
+			l.cuts++
+			if early {
+				l.early++
+			}
+			deaths = 0
+		case last && e.text == "":
+		case lag > 0 && !l.h.Ready() && e.signal && deaths < maxDeath: // by the next starts it must be set aside
+			deaths++
+			l.died++
+			i--
+			l.d.powerOn(sectors, 1)
+			continue
+		case lag > 0 && e.badFS: // ext4 has found out, and the next start of the machine repairs it
+			repair = true
+			i--
+			l.d.powerOn(sectors, 1)
+			continue
+		default:
+			l.h.Violate("start %d: the writer ended by itself: %s", i, e.text)
+		}
+		if l.p.verbose {
+			fmt.Printf("life %d start %d: max_loss %s, lag %d, keep %v, %d writes, %d flushes, early %v\n",
+				l.no, i, l.o.MaxLoss, lag, keep, l.d.writes, l.d.flushes, early)
+		}
+		if len(l.h.Violations()) > 0 {
+			if err := l.keepEvidence(); err != nil {
+				return err
+			}
+		}
+		kept, gone := l.d.powerOn(sectors, keep)
+		l.kept, l.gone = l.kept+kept, l.gone+gone
+	}
+	return nil
+}
+
+// start runs a writer until the power goes; if last is set, it only looks.
+func (l *life) start(ctx context.Context, last bool) (e end, err error) {
+	l.o.Seed, l.o.Look = l.rng.Uint64(), last
+	at, early := 1+int(float64(l.p.most-1)*l.rng.Float64()*l.rng.Float64()), l.rng.IntN(4) == 0
+	if l.cuts == 0 { // more often while the store is made
+		early = l.rng.IntN(2) == 0
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return e, err
+	}
+	cmd := exec.CommandContext(ctx, self, append([]string{"writer"}, l.o.Args()...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return e, err
+	}
+	l.h.Up()
+	if early && !last {
+		l.d.arm(1 + at/10)
+	}
+	if err := cmd.Start(); err != nil {
+		return e, err
+	}
+	done, over := make(chan struct{}), make(chan struct{})
+	late := time.NewTimer(patience)
+	go func() {
+		defer close(over)
+		defer late.Stop()
+		select {
+		case <-l.d.cut:
+		case <-late.C:
+			e.hung = true
+		case <-done:
+			return
+		}
+		_ = cmd.Process.Kill()
+	}()
+	var trouble string
+	err = history.Read(out, func(line string) {
+		if line != "" && line[0] == history.KindError {
+			trouble = line
+		}
+		if l.p.save != "" {
+			l.said.WriteString(line + "\n")
+		}
+		was := l.h.Ready()
+		l.h.Line(line)
+		if !was && l.h.Ready() && !early && !last {
+			l.d.arm(at)
+		}
+	})
+	close(done)
+	<-over
+	if wait := cmd.Wait(); wait != nil {
+		var exit *exec.ExitError
+		if !errors.As(wait, &exit) {
+			return e, wait
+		}
+		status, _ := exit.Sys().(syscall.WaitStatus)
+		e.signal = status.Signaled() || status.ExitStatus() == 2 // the exit code of a Go panic
+		e.badFS = strings.Contains(trouble, unix.EBADMSG.Error()) || strings.Contains(trouble, unix.EUCLEAN.Error())
+		e.text = fmt.Sprintf("%v %s %s", wait, trouble, first(complaint.String(), 600))
+	} else if !last {
+		e.text = "without a reason"
+	}
+	return e, err
+}
+
+func first(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	return s
+}
+
+// keepEvidence saves the disk as the start that failed found it, and what all
+// writers of this life have said.
+func (l *life) keepEvidence() error {
+	if l.p.save == "" {
+		return nil
+	}
+	base := filepath.Join(l.p.save, fmt.Sprintf("seed-%d-life-%d", l.p.seed, l.no))
+	if err := os.WriteFile(base+".img", l.found, 0o600); err != nil {
+		return err
+	}
+	fmt.Printf("%s.img: the disk as the last start found it; %s.txt: what was said\n", base, base)
+	return os.WriteFile(base+".txt", l.said.Bytes(), 0o600)
+}

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// attach makes a loop device of a file. It frees itself when the last user is gone.
+func attach(path string) (*os.File, error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("no loop devices: %w", err)
+	}
+	defer control.Close()
+	back, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer back.Close()
+	for try := 0; ; try++ {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, fmt.Errorf("no free loop device: %w", err)
+		}
+		loop, err := os.OpenFile("/dev/loop"+strconv.Itoa(n), os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{Fd: uint32(back.Fd()), Size: sector,
+			Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}})
+		if err == nil {
+			return loop, nil
+		}
+		loop.Close()
+		if !errors.Is(err, unix.EBUSY) || try == 20 { // somebody else was faster
+			return nil, fmt.Errorf("%s: %w", loop.Name(), err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// mounted is an ext4 file system on a disk.
+type mounted struct{ dir string }
+
+// mount attaches the disk and mounts it. With may, a file system that does not
+// mount is repaired first, as a start of the machine would do it; with must,
+// in any case.
+func mount(diskFile, dir string, may, must bool) (m *mounted, repaired bool, err error) {
+	loop, err := attach(diskFile)
+	if err != nil {
+		return nil, false, err
+	}
+	defer loop.Close()
+	try := func() error { return unix.Mount(loop.Name(), dir, "ext4", unix.MS_NOATIME, "") }
+	if !must {
+		err = try()
+	}
+	if must || err != nil && may {
+		repaired = true
+		_ = exec.Command("e2fsck", "-fy", loop.Name()).Run() // its exit code tells that it found something
+		err = try()
+	}
+	if err != nil {
+		return nil, repaired, fmt.Errorf("mount of %s: %w", loop.Name(), err)
+	}
+	return &mounted{dir: dir}, repaired, nil
+}
+
+// unmount waits until nobody uses the file system any more.
+func (m *mounted) unmount() error {
+	var err error
+	for range 200 {
+		if err = unix.Unmount(m.dir, 0); err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	_ = unix.Unmount(m.dir, unix.MNT_DETACH)
+	return fmt.Errorf("umount of %s: %w", m.dir, err)
+}
+
+// template makes the content of a disk with an empty file system.
+func template(dir string, size int64) ([]byte, error) {
+	path := filepath.Join(dir, "template")
+	f, err := os.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(path)
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		return nil, err
+	}
+	out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", path).CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("mkfs.ext4: %w: %s", err, out)
+	}
+	return os.ReadFile(path)
+}
