@@ -33,8 +33,8 @@ unit:
 	fi
 
 # Programs that none of us wrote, for the tests that talk to real peers.
-PEERS = mosquitto mosquitto_sub mbpoll socat cc
-PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial mbpoll socat pkg-config
+PEERS = mosquitto mosquitto_sub mbpoll socat cc pkg-config openssl strace
+PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial mbpoll socat pkg-config openssl strace
 
 peers:
 	@missing=; for p in $(PEERS); do command -v $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
