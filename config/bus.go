@@ -28,6 +28,10 @@ const (
 func (p *parser) buses() {
 	owner := map[string]string{} // device -> bus
 	ends := map[string]end{}     // endpoint -> the bus that has it
+	if p.doc.Has("buses") && len(p.cfg.Buses) == 0 && !p.doc.Failed("buses") {
+		p.doc.Report("buses", document.CodeValue, "there is no bus, so nothing would be read",
+			"write a name, and under it connect: and devices:")
+	}
 	for i := range p.cfg.Buses {
 		b := &p.cfg.Buses[i]
 		path := "buses." + b.Name
@@ -301,8 +305,8 @@ func (p *parser) endpoint(at end, ends map[string]end, path string) {
 		return
 	}
 	ends[key] = at
-	if at.host == "" {
-		return
+	if at.host == "" || at.listens() {
+		return // a serial server may have a talking device beside Modbus ones
 	}
 	if other, ok := ends[at.host]; ok && other.scheme != at.scheme {
 		p.doc.Warn(path+".connect", codeMixed, fmt.Sprintf("%s is %s:// here and %s:// on bus %q", at.host, at.scheme, other.scheme, other.bus),

@@ -132,6 +132,9 @@ func parseConnect(s string) (endpoint, error) {
 		host, port, err = u.Hostname(), "502", nil // the port of Modbus
 	}
 	n, perr := strconv.Atoi(port)
+	if err == nil && perr == nil && (n < 1 || n > 65535) {
+		return endpoint{}, fmt.Errorf("%q: port %d is outside 1 to 65535", s, n)
+	}
 	if err != nil || host == "" || perr != nil || n < 1 || n > 65535 || strings.Trim(u.Path, "/") != "" {
 		return endpoint{}, fmt.Errorf("%q names no host and port: write %s://HOST:PORT", s, u.Scheme)
 	}

@@ -131,7 +131,7 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 }
 
 func validateTopic(t string, report func(path, msg, hint string)) {
-	const hint = "tg/v1/{site}/{gateway}/{kind}"
+	const hint = "such as tg/v1/{site}/{gateway}/{kind}"
 	if !strings.Contains(t, "{kind}") {
 		report("topic", "the topic template has no {kind}: batches and status would share a topic", hint)
 	}

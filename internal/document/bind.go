@@ -392,7 +392,7 @@ func (b *binder) list(n *node, e *entry, v reflect.Value, f *field, path string)
 	case scalar:
 		if v.Type().Elem().Kind() != reflect.String {
 			b.fail(n, e, path, fmt.Sprintf("%q must be a list, not a single value", last(path)),
-				fmt.Sprintf("write [%s]", n.text), "")
+				"write ["+strings.ReplaceAll(n.text, "..", ", ")+"]", "")
 			return
 		}
 		n = &node{kind: sequence, items: []*node{n}}

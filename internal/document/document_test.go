@@ -150,7 +150,7 @@ func TestMessages(t *testing.T) {
 		{"id: x\ndevices: {a: {every: 1ms}}", `2:22 config-value every: 1ms is below 10ms | expected 10ms or more`},
 		{"id: x\ndevices: {a: {slave: 5}}", `2:15 config-key unknown key "slave" | did you mean "unit"?`},
 		{"id: x\ndevices: {a: {unit: 300}}", `2:21 config-value unit: 300 is above 255 | expected 0 to 255`},
-		{"id: x\ndevices: {a: {unit: '3'}}", `2:21 config-value unit: a number is written without quotes | expected 0 to 255; did you mean "3"?`},
+		{"id: x\ndevices: {a: {unit: '3'}}", `2:21 config-value unit: a number is written without quotes | expected 0 to 255; write 3`},
 		{"id: x\ndevices: {a: {unit: 3.0}}", `2:21 config-value unit: "3.0" is not a whole number | expected 0 to 255; did you mean "3"?`},
 		{"id: x\ndevices: {unit: 3}", `2:11 config-value a name is missing above "unit" | devices: holds names, and the keys stand under a name`},
 		{"id: x\ndevices:\n  - unit: 3", `2:1 config-value "devices" must be a mapping of names, not a list | write "NAME:" and the keys under it, without "- "`},

@@ -41,7 +41,7 @@ func (b *binder) scalar(n *node, v reflect.Value, f *field, path string) *mistak
 		switch n.text {
 		case "true", "false":
 			if n.quoted {
-				return &mistake{name + ": a truth value is written without quotes", "", n.text}
+				return &mistake{name + ": a truth value is written without quotes", "write " + n.text, ""}
 			}
 			v.SetBool(n.text == "true")
 		default:
@@ -107,7 +107,7 @@ func (b *binder) integer(n *node, f *field, name string) (int64, *mistake) {
 			m := &mistake{msg: fmt.Sprintf("%s: %s is not a whole number", name, quote(n.text)), hint: expected(f)}
 			if ok {
 				m.msg = name + ": a number is written without quotes"
-				m.suggest = n.text
+				m.hint += "; write " + n.text
 			} else if y, err := strconv.ParseFloat(n.text, 64); err == nil && y == math.Trunc(y) && math.Abs(y) < 1e15 {
 				m.suggest = strconv.FormatInt(int64(y), 10)
 			}
@@ -154,7 +154,7 @@ func expected(f *field) string {
 
 func wrongWord(word string, enum []string, name string) *mistake {
 	words := slices.DeleteFunc(slices.Clone(enum), func(s string) bool { return s == "" })
-	m := &mistake{msg: fmt.Sprintf("unknown %s %s", strings.ReplaceAll(name, "_", " "), quote(word)), suggest: Nearest(word, words)}
+	m := &mistake{msg: fmt.Sprintf("unknown %s %s", name, quote(word)), suggest: Nearest(word, words)}
 	if said := trade[fold(word)]; m.suggest == "" && slices.Contains(words, said) {
 		m.suggest = said
 	}
@@ -237,7 +237,7 @@ func parseFloat(n *node, name string) (float64, *mistake) {
 		}
 		return 0, m
 	case n.quoted:
-		return 0, &mistake{name + ": a number is written without quotes", "", n.text}
+		return 0, &mistake{name + ": a number is written without quotes", "write " + n.text, ""}
 	}
 	return x, nil
 }

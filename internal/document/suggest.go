@@ -89,6 +89,9 @@ func synonym(word string, known []string) string {
 	w := fold(word)
 	for _, group := range [][]string{
 		{"unit", "slave", "slaveid", "unitid", "slaveaddress", "modbusid", "stationaddress", "id"},
+		{"buses", "bus", "lines", "ports", "connections", "modbus"},
+		{"uplink", "mqtt", "broker", "cloud"},
+		{"gateway", "agent", "node", "edge"},
 		{"every", "interval", "period", "poll", "pollinterval", "pollrate", "scanrate", "cycle"},
 		{"connect", "port", "device", "serialport", "endpoint", "target", "tty", "address", "url"},
 		{"line", "baud", "baudrate", "parity", "speed", "databits", "stopbits", "serial", "settings"},
