@@ -111,6 +111,17 @@ func Load(path string) (*Config, []Problem, error) {
 	return cfg, problems, nil
 }
 
+// Socket returns the agent's socket that a file names, also if the rest of
+// the file is wrong, and the default one if it names none or cannot be read.
+func Socket(path string) string {
+	if src, err := readFile(path); err == nil {
+		if s, ok := document.Parse(path, src).Text("status.socket"); ok && s != "" {
+			return s
+		}
+	}
+	return Defaults().Status.Socket
+}
+
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -373,3 +373,24 @@ func BenchmarkParse(b *testing.B) {
 		}
 	}
 }
+
+// TestSocket: the command line finds the running agent also while the file
+// is being changed.
+func TestSocket(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "tidegate.yaml")
+	for _, c := range []struct{ text, want string }{
+		{"status: {socket: /tmp/a.sock}", "/tmp/a.sock"},
+		{"buses: {m: {conect: x}}\nstatus:\n  socket: /tmp/a.sock\n", "/tmp/a.sock"},
+		{"gateway: {id: g}", Defaults().Status.Socket},
+	} {
+		if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := Socket(file); got != c.want {
+			t.Errorf("%q: %s, want %s", c.text, got, c.want)
+		}
+	}
+	if got := Socket(filepath.Join(t.TempDir(), "nothing")); got != Defaults().Status.Socket {
+		t.Errorf("no file: %s", got)
+	}
+}

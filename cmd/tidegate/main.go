@@ -253,11 +253,5 @@ func (a *app) socketPath() string {
 	if a.socket != "" {
 		return a.socket
 	}
-	path := a.configPath()
-	if _, err := os.Stat(path); err == nil {
-		if cfg, _, err := config.Load(path); err == nil && cfg != nil && cfg.Status.Socket != "" {
-			return cfg.Status.Socket
-		}
-	}
-	return config.Defaults().Status.Socket
+	return config.Socket(a.configPath())
 }

@@ -357,7 +357,8 @@ func configFailure(path string, err error) error {
 	f := &status.Failure{Code: "config-file", What: "the configuration " + path + " cannot be read",
 		Seen: err.Error(), Exit: exitNoInput}
 	if path == defaultConfig {
-		f.Try = "name the file: tidegate check --config FILE"
+		f.What = "there is no configuration: neither " + path + " nor ./tidegate.yaml can be read"
+		f.Try = "name the file: --config FILE"
 	}
 	return f
 }
