@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -56,18 +57,31 @@ func (a *app) run(ctx context.Context, level, format string) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
-	for {
-		next, err := a.runOnce(ctx, path, cfg, level, format, hup)
+	refused := ""
+	for old := (*config.Config)(nil); ; {
+		next, err := a.runOnce(ctx, path, cfg, refused, level, format, hup)
+		if errors.As(err, new(notStarted)) && old != nil {
+			// It passed the check, but cannot be run here: a folder that is
+			// not writable, for example.
+			refused = err.Error()
+			cfg, old = old, nil
+			continue
+		}
 		if err != nil || next == nil {
 			return err
 		}
-		cfg = next
+		cfg, old, refused = next, cfg, ""
 	}
 }
 
+// notStarted is an error that came before the agent ran.
+type notStarted struct{ error }
+
+func (e notStarted) Unwrap() error { return e.error }
+
 // runOnce runs an agent until it ends, or until SIGHUP brings a new
 // configuration, which it returns.
-func (a *app) runOnce(ctx context.Context, path string, cfg *config.Config, level, format string, hup <-chan os.Signal) (*config.Config, error) {
+func (a *app) runOnce(ctx context.Context, path string, cfg *config.Config, refused, level, format string, hup <-chan os.Signal) (*config.Config, error) {
 	if level != "" {
 		cfg.Log.Level = level
 	}
@@ -80,7 +94,11 @@ func (a *app) runOnce(ctx context.Context, path string, cfg *config.Config, leve
 	}
 	ag, err := agent.New(cfg, agent.Options{File: path, Version: version, Built: built(), Logger: log})
 	if err != nil {
-		return nil, err
+		return nil, notStarted{err}
+	}
+	if refused != "" {
+		log.Error("the new configuration cannot be run; the old one stays in force", "file", path, "error", refused)
+		ag.Refused(refused)
 	}
 	debug.FreeOSMemory() // reading the configuration takes more memory than running does
 	ctx, stop := context.WithCancel(ctx)
@@ -100,11 +118,13 @@ func (a *app) runOnce(ctx context.Context, path string, cfg *config.Config, leve
 			}
 			if err != nil {
 				log.Error("the configuration cannot be read; the old one stays in force", "file", path, "error", err)
+				ag.Refused(err.Error())
 				continue
 			}
 			text, _ := config.Report(path, problems, nil)
-			log.Error("the configuration is wrong; the old one stays in force", "file", path,
-				"problems", len(problems), "first", strings.SplitN(text, "\n", 2)[0])
+			first := strings.Join(strings.Fields(strings.SplitN(text, "\n", 2)[0]), " ")
+			log.Error("the configuration is wrong; the old one stays in force", "file", path, "problems", len(problems), "first", first)
+			ag.Refused(first)
 		}
 	}
 }

@@ -100,10 +100,12 @@ func writeStatus(w io.Writer, s status.Snapshot) {
 	}
 	row(w, "clock", word(s.Clock.Synced), sync)
 	text = fmt.Sprintf("%s loaded %s ago", s.Config.Hash, age(s.At-s.Config.LoadedAt))
-	if s.Config.DiskNewer {
+	if s.Config.Refused != "" {
+		text += "; the changed file was refused: run `tidegate check`"
+	} else if s.Config.DiskNewer {
 		text += "; the file has changed since: run `tidegate check`"
 	}
-	row(w, "config", status.OK, text)
+	row(w, "config", word(s.Config.Refused == ""), text)
 }
 
 func uplinkLine(u status.Uplink, now int64) string {

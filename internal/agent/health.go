@@ -29,6 +29,7 @@ type health struct {
 	a       *Agent
 	started time.Time
 	newer   bool      // the configuration file has changed on disk
+	refused string    // why the changed file was not taken
 	loaded  time.Time // when it was read
 
 	mu    sync.Mutex
@@ -87,6 +88,14 @@ func (h *health) look() {
 		h.newer = fi.ModTime().After(h.loaded)
 		h.mu.Unlock()
 	}
+}
+
+// Refused notes why a changed configuration file was not taken; the status
+// shows it until the agent is started with another one.
+func (a *Agent) Refused(why string) {
+	a.health.mu.Lock()
+	defer a.health.mu.Unlock()
+	a.health.refused = why
 }
 
 // word is what the status message says of the agent: ok or degraded.

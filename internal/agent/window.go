@@ -39,7 +39,7 @@ func (a *Agent) Snapshot() status.Snapshot {
 	stamp := a.clock.Stamp()
 	s.Clock = status.Clock{Synced: stamp.Synced, Uptime: stamp.Mono}
 	h.mu.Lock()
-	s.Config = status.Config{File: a.opt.File, Hash: a.cfg.Hash(), LoadedAt: h.loaded.UnixMilli(), DiskNewer: h.newer}
+	s.Config = status.Config{File: a.opt.File, Hash: a.cfg.Hash(), LoadedAt: h.loaded.UnixMilli(), DiskNewer: h.newer, Refused: h.refused}
 	h.mu.Unlock()
 	return s
 }

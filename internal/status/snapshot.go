@@ -149,7 +149,8 @@ type Config struct {
 	File      string `json:"file"`
 	Hash      string `json:"hash"`
 	LoadedAt  int64  `json:"loaded_at"`
-	DiskNewer bool   `json:"disk_newer"` // the file has changed since
+	DiskNewer bool   `json:"disk_newer"`        // the file has changed since
+	Refused   string `json:"refused,omitempty"` // why the changed file was not taken
 }
 
 // Value is the last reading of one point.
