@@ -63,7 +63,7 @@ type collector struct {
 	bytes   int
 	groups  []*telemetry.Group // of the open batch, to be used again
 	encoded []byte
-	failing atomic.Bool
+	failed  atomic.Int64  // Unix ms of the last trouble with the queue, 0 when it is over
 	urgent  chan struct{} // holds a token while events wait for Sync
 }
 
@@ -161,12 +161,20 @@ func (c *collector) sync(olderThan time.Duration) {
 	c.tell("making readings durable", c.queue.Sync(olderThan))
 }
 
+// calm is how long the queue must work again before a trouble has ended: on
+// a full disk what needs no room goes on working.
+const calm = 30 * time.Second
+
 // tell logs a trouble with the queue when it begins and when it ends.
 func (c *collector) tell(doing string, err error) {
-	switch {
-	case err != nil && c.failing.CompareAndSwap(false, true):
-		c.log.Error("buffer: "+doing+" failed; readings are kept in memory", "error", err)
-	case err == nil && c.failing.CompareAndSwap(true, false):
+	now := time.Now().UnixMilli()
+	if err != nil {
+		if c.failed.Swap(now) == 0 {
+			c.log.Error("buffer: "+doing+" failed; readings are kept in memory", "error", err)
+		}
+		return
+	}
+	if last := c.failed.Load(); last != 0 && now-last > calm.Milliseconds() && c.failed.CompareAndSwap(last, 0) {
 		c.log.Info("buffer: writing works again")
 	}
 }
