@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"tidegate/internal/status"
 )
 
 // printJSON writes v on one line.
@@ -71,7 +73,7 @@ func (a *app) terminal() bool {
 }
 
 // table writes rows with columns as wide as they need, two blanks apart;
-// the last column is not filled up.
+// the last column is not filled up and goes on in the next line at column 80.
 func table(w io.Writer, rows [][]string) {
 	var width []int
 	for _, r := range rows {
@@ -90,7 +92,7 @@ func table(w io.Writer, rows [][]string) {
 				b.WriteString(strings.Repeat(" ", width[i]-len([]rune(c))+2))
 			}
 		}
-		fmt.Fprintln(w, strings.TrimRight(b.String(), " "))
+		fmt.Fprintln(w, status.Wrap(b.String(), 80, "        "))
 	}
 }
 

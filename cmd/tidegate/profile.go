@@ -83,6 +83,7 @@ func (a *app) profileList(words []string) error {
 		return err
 	}
 	rows := [][]string{{"PROFILE", "DOMAIN", "STATUS", "EXAMPLES", "DEVICE"}}
+	found := false
 	for _, name := range lib.Names() {
 		i, err := lib.Describe(name)
 		if err != nil {
@@ -97,6 +98,7 @@ func (a *app) profileList(words []string) error {
 		if !match {
 			continue
 		}
+		found = true
 		if a.json {
 			printJSON(a.out, infoOf("tidegate.profile/1", i))
 			continue
@@ -108,6 +110,10 @@ func (a *app) profileList(words []string) error {
 			examples = "FAIL"
 		}
 		rows = append(rows, []string{i.Name, i.Domain, i.Status, examples, i.Title})
+	}
+	if !found {
+		return &status.Failure{Code: "profile-unknown", What: fmt.Sprintf("no profile speaks of %q", strings.Join(words, " ")),
+			Try: "tidegate profile list; writing one is explained in docs/profiles.md", Exit: exitFindings}
 	}
 	if !a.json {
 		table(a.out, rows)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -90,7 +91,7 @@ func (a *app) watch(ctx context.Context, names []string, interval time.Duration,
 						printJSON(a.out, watchLine{"tidegate.watch/1", v})
 					}
 				} else if !known || string(old.Value) != string(v.Value) || old.Quality != v.Quality || old.Cause != v.Cause {
-					fmt.Fprintf(a.out, "%s  %-28s %-18s %s\n", at(v.At), key, withUnit(v), quality(v))
+					fmt.Fprintf(a.out, "%s  %-26s %-15s %s\n", at(v.At), key, withUnit(v), quality(v))
 				}
 			}
 		}
@@ -120,7 +121,7 @@ func (a *app) watchTable(values []status.Value, s status.Snapshot) {
 			reply = fmt.Sprintf("%.0f ms", d.RTTMS)
 		}
 		if e := d.LastError; e != nil {
-			trouble = fmt.Sprintf("%s x%d (%s)", e.Text, e.Count, e.Code)
+			trouble = fmt.Sprintf("%s x%d (%s)", strings.TrimPrefix(e.Text, d.Name+": "), e.Count, e.Code)
 			reply = "-"
 		}
 		rows = append(rows, []string{v.Device, v.Point, withUnit(v), age(v.AgeMS), quality(v), reply, trouble})
