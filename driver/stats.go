@@ -126,7 +126,7 @@ func (l *Line) setState(state string, err error) {
 	switch {
 	case state == "gone" && code(err) != l.warned:
 		l.warned = code(err)
-		l.log.Warn(err.Error(), "code", l.warned, "seen", seen(err))
+		l.log.Warn(err.Error(), withSeen(l.warned, seen(err))...)
 	case first && l.warned == "":
 		l.log.Info("the line is open", "connect", l.opt.Connect)
 	}
@@ -207,7 +207,7 @@ func (l *Line) account(d *device, err error, late bool, skipped int, took time.D
 		e := l.diagnose(d, d.unit, nil, err)
 		l.count(func(*public) { d.stats.LastErr = e })
 		if failing {
-			l.log.Warn(e.Error(), "code", e.Code, "seen", e.Seen)
+			l.log.Warn(e.Error(), withSeen(e.Code, e.Seen)...)
 		}
 	}
 	if recovered {
@@ -339,4 +339,12 @@ func exceptionName(x Exception) string {
 		return exceptionNames[x]
 	}
 	return x.Error()
+}
+
+// withSeen is what a log line says beside the message.
+func withSeen(code, seen string) []any {
+	if seen == "" {
+		return []any{"code", code}
+	}
+	return []any{"code", code, "seen", seen}
 }
