@@ -58,6 +58,11 @@ type Options struct {
 	// Segment is the size of one segment file in bytes; 0 chooses it from
 	// Size (a sixteenth, 1 to 8 MB). It bounds the largest batch: half of it.
 	Segment int64 `yaml:"segment" unit:"bytes" doc:"size of one segment file; 0 = chosen from size"`
+	// KeyFile names a file with the key that batches are encrypted with on
+	// disk: 32 random bytes or 64 hex digits, readable by its owner only.
+	// "" writes them as they are. Batches that were written without a key stay
+	// readable with one.
+	KeyFile string `yaml:"key_file" doc:"file with the key that batches are encrypted with on disk: 32 random bytes or 64 hex digits, mode 0600; empty: not encrypted"`
 	// Logger receives warnings of bbolt itself; nil keeps it silent.
 	Logger *slog.Logger `yaml:"-"`
 }

@@ -91,7 +91,18 @@ func (s *store) intact(t *testing.T, path string) *ranges {
 		x := batch(l, p.number)
 		rec := append(make([]byte, recordHead), x.Bytes...)
 		(&envelope{lane: l, number: p.number, count: uint32(x.Count), t0: x.From, t1: x.To}).seal(rec)
-		if bytes.Equal(b[p.at:p.at+int64(p.length)], rec) {
+		on := b[p.at : p.at+int64(p.length)]
+		if p.key != "" { // the nonce is not known: the tag says whether it is whole
+			q := &Queue{}
+			q.key, _ = newKey(secret(1))
+			_, plain, err := q.unseal(on)
+			on = append(make([]byte, recordHead), plain...)
+			clear(rec[:recordHead])
+			if err != nil {
+				continue
+			}
+		}
+		if bytes.Equal(on, rec) {
 			r.add(p.number, p.number)
 		}
 	}

@@ -152,6 +152,11 @@ func TestNewer(t *testing.T) {
 }
 
 func FuzzImage(f *testing.F) {
+	b, err := os.ReadFile(filepath.Join(goldenEncrypted, segmentName(Event, 1)))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
 	for _, name := range []string{stateNames[0], segmentName(Data, 1), segmentName(Event, 1)} {
 		b, err := os.ReadFile(filepath.Join(golden, name))
 		if err != nil {

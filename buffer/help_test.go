@@ -12,9 +12,14 @@ import (
 	"time"
 )
 
-// small options: many segments in little space.
+// small options: many segments in little space. With BUFFER_ENCRYPTED set, all
+// tests run with a key.
 func testOptions(t testing.TB) Options {
-	return Options{Dir: filepath.Join(fastDir(t), "buffer"), Size: 6 << 20, Segment: 256 << 10, MaxLoss: 2 * time.Second, WhenFull: dropOldest}
+	o := Options{Dir: filepath.Join(fastDir(t), "buffer"), Size: 6 << 20, Segment: 256 << 10, MaxLoss: 2 * time.Second, WhenFull: dropOldest}
+	if os.Getenv("BUFFER_ENCRYPTED") != "" {
+		o.KeyFile = keyFile(t, 1)
+	}
+	return o
 }
 
 func mustOpen(t testing.TB, o Options) *Queue {

@@ -37,13 +37,15 @@ type opener struct {
 //
 // Errors: ErrLocked when another process has it, with the name of that
 // process; ErrNewer when a newer version wrote it; else what the file system
-// says. Damage is no error.
+// says. ErrKey when the key file is not usable, or is not the key of what is
+// held: then nothing is changed. Damage is no error.
 func Open(o Options) (*Queue, error) { return open(o, defaultTuning()) }
 
 // OpenReadOnly opens the buffer of a directory for looking at it: Next, Prev,
 // Losses, Meta and Stats tell what the next Open would find, and nothing is
 // counted, closed, repaired or moved aside. Every other call is refused with
 // ErrReadOnly. It takes the lock like Open, so that no agent runs meanwhile.
+// Without the right key only Next and Prev fail, with ErrKey.
 func OpenReadOnly(o Options) (*Queue, error) {
 	if _, err := os.Stat(o.Dir); err != nil {
 		return nil, fmt.Errorf("buffer: %w", err)
@@ -57,7 +59,7 @@ func openFor(o Options, tune tuning, readOnly bool) (*Queue, error) {
 	if o.Dir == "" || o.Size < 2<<20 || o.MaxLoss < 0 || o.WhenFull != "" && o.WhenFull != dropOldest {
 		return nil, fmt.Errorf("buffer: options are not valid: dir %q, size %d, max_loss %s, when_full %q", o.Dir, o.Size, o.MaxLoss, o.WhenFull)
 	}
-	q := &Queue{dir: o.Dir, size: o.Size, maxLoss: o.MaxLoss, log: o.Logger, tune: tune, readOnly: readOnly, changed: make(chan struct{}, 1)}
+	q := &Queue{dir: o.Dir, size: o.Size, maxLoss: o.MaxLoss, log: o.Logger, tune: tune, readOnly: readOnly, keyFile: o.KeyFile, changed: make(chan struct{}, 1)}
 	if o.Segment == 0 {
 		o.Segment = min(max(o.Size/16, 1<<20), 8<<20)
 	}
@@ -67,6 +69,13 @@ func openFor(o Options, tune tuning, readOnly bool) (*Queue, error) {
 	}
 	q.segSize = [laneCount]int64{Data: o.Segment, Event: max(o.Segment/8, 256<<10)}
 	q.stateCap = min(max(o.Size/128, 256<<10), 16<<20) / pageSize * pageSize
+	if o.KeyFile != "" {
+		var err error
+		if q.key, err = readKey(o.KeyFile); err != nil && !readOnly {
+			return nil, err
+		}
+		q.keyErr = err
+	}
 	if !readOnly {
 		if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 			return nil, fmt.Errorf("buffer: %w", err)
@@ -87,6 +96,12 @@ func openFor(o Options, tune tuning, readOnly bool) (*Queue, error) {
 
 // abandon gives back what a failed Open has taken.
 func (q *Queue) abandon() {
+	q.closeFiles()
+	q.lock.Close()
+}
+
+// closeFiles closes all but the lock.
+func (q *Queue) closeFiles() {
 	for i := range q.lanes {
 		for _, s := range q.lanes[i].segs {
 			_ = s.close(true)
@@ -97,7 +112,6 @@ func (q *Queue) abandon() {
 			_ = b.close()
 		}
 	}
-	q.lock.Close()
 }
 
 func (q *Queue) start() error {
@@ -142,6 +156,11 @@ func (q *Queue) start() error {
 		s.join(r)
 	}
 	q.last = s.last
+	if !q.readOnly {
+		if err := q.checkKeys(s); err != nil {
+			return err
+		}
+	}
 	for i := range q.lanes {
 		q.lanes[i].laneState = s.lanes[i]
 	}
@@ -150,7 +169,9 @@ func (q *Queue) start() error {
 	}
 	before := q.last
 	for i := range q.lanes {
-		q.account(Lane(i), s.clean, anew, before)
+		if err := q.account(Lane(i), s.clean, anew, before); err != nil {
+			return err
+		}
 	}
 	if q.readOnly {
 		q.measure()
@@ -354,7 +375,7 @@ func (q *Queue) openStates(wrong map[string]error) error {
 // account closes what nobody knows of any more: numbers that are neither
 // done nor held. Those above all that was stored were in memory, or were
 // never given, when the last run ended; those below were stored and are gone.
-func (q *Queue) account(l Lane, clean, anew bool, before int64) {
+func (q *Queue) account(l Lane, clean, anew bool, before int64) error {
 	ln := &q.lanes[l]
 	if n := len(ln.segs); n > 0 && ln.segs[n-1].bad { // what it held is found out by its repair
 		for _, s := range ln.segs {
@@ -383,7 +404,9 @@ func (q *Queue) account(l Lane, clean, anew bool, before int64) {
 	}
 	here.union(&ln.done)
 	if !anew {
-		q.bringBack(l, &here, clean)
+		if err := q.bringBack(l, &here, clean); err != nil {
+			return err
+		}
 	}
 	for _, h := range here.holes(1, ln.given) {
 		loss := Loss{Lane: l, From: h.a, To: h.b, Batches: int64(h.b - h.a + 1), Readings: -1, T0: before, T1: before, Why: WhyCorrupt}
@@ -397,13 +420,15 @@ func (q *Queue) account(l Lane, clean, anew bool, before int64) {
 		q.lose(loss)
 	}
 	ln.stored, ln.reserved = ln.given, ln.given
+	return nil
 }
 
 // bringBack looks for records that are whole on disk although no transaction
 // leads to them: their commit did not finish, or a disk that confirms too
 // early lost its end. They wait in memory to be stored again. It looks into
-// the segment before each hole and, after a crash, into the last one.
-func (q *Queue) bringBack(l Lane, here *ranges, clean bool) {
+// the segment before each hole and, after a crash, into the last one. ErrKey
+// when one of them wants another key: it must not be taken for missing.
+func (q *Queue) bringBack(l Lane, here *ranges, clean bool) error {
 	ln := &q.lanes[l]
 	wanted := make(map[*segment]*ranges)
 	want := func(h span) {
@@ -425,6 +450,7 @@ func (q *Queue) bringBack(l Lane, here *ranges, clean bool) {
 	if !clean {
 		want(span{ln.given + 1, math.MaxUint64 - 1})
 	}
+	var locked error
 	for s, numbers := range wanted {
 		f, err := os.Open(s.path)
 		if err != nil {
@@ -445,8 +471,15 @@ func (q *Queue) bringBack(l Lane, here *ranges, clean bool) {
 			if readSome(f, h.rec, r.at) < r.length {
 				return
 			}
-			if e, err := openRecord(h.rec); err != nil || e.number != r.number {
+			e, plain, err := q.unseal(h.rec)
+			if errors.Is(err, ErrKey) {
+				locked = err
+			}
+			if err != nil || e.number != r.number {
 				return
+			}
+			if r.key != "" {
+				h.rec = append(h.rec[:recordHead], plain...)
 			}
 			here.add(r.number, r.number)
 			ln.given = max(ln.given, r.number)
@@ -457,6 +490,7 @@ func (q *Queue) bringBack(l Lane, here *ranges, clean bool) {
 	}
 	slices.SortFunc(ln.mem, func(a, b *held) int { return cmp.Compare(a.seq, b.seq) })
 	q.saved += int64(len(ln.mem))
+	return locked
 }
 
 // mark names the file that bbolt is about to open.

@@ -26,6 +26,10 @@ type Queue struct {
 
 	readOnly bool // opened by OpenReadOnly
 
+	key     *diskKey // nil: batches are written as they are
+	keyFile string   // where it comes from
+	keyErr  error    // why there is none; only when opened for reading
+
 	stateCap int64 // most that one state file may grow to
 	changed  chan struct{}
 
@@ -110,6 +114,7 @@ type lane struct {
 type held struct {
 	seq      uint64
 	rec      []byte // room for the envelope, then the bytes
+	out      []byte // what goes to disk, during the commit under way
 	count    int
 	from, to int64
 	born     time.Time

@@ -13,7 +13,7 @@ import (
 //	 0  8  magic 89 54 47 42 0d 0a 1a 0a
 //	 8  1  version, 1
 //	 9  1  lane, 0 data, 1 event
-//	10  1  flags, 0 (kept for: 1 encrypted, 2 thinned)
+//	10  1  flags: 1 encrypted (see key.go); kept for: 2 thinned
 //	11  1  0
 //	12  4  count of readings
 //	16  8  number
@@ -69,12 +69,13 @@ type envelope struct {
 	count  uint32
 	t0, t1 int64
 	length int64
+	flags  byte
 }
 
 // seal fills in the head of a record whose bytes already stand behind it.
 func (e *envelope) seal(rec []byte) {
 	copy(rec, recordMagic)
-	rec[8], rec[9], rec[10], rec[11] = recordVersion, byte(e.lane), 0, 0
+	rec[8], rec[9], rec[10], rec[11] = recordVersion, byte(e.lane), e.flags, 0
 	be := binary.BigEndian
 	be.PutUint32(rec[12:], e.count)
 	be.PutUint64(rec[16:], e.number)
@@ -96,7 +97,7 @@ func openHead(head []byte) (envelope, error) {
 	}
 	be := binary.BigEndian
 	return envelope{lane: Lane(head[9]), count: be.Uint32(head[12:]), number: be.Uint64(head[16:]),
-		t0: int64(be.Uint64(head[24:])), t1: int64(be.Uint64(head[32:])), length: int64(be.Uint32(head[40:]))}, nil
+		t0: int64(be.Uint64(head[24:])), t1: int64(be.Uint64(head[32:])), length: int64(be.Uint32(head[40:])), flags: head[10]}, nil
 }
 
 // checkRecord checks a whole record, of whatever version, and decodes its head.
@@ -117,7 +118,7 @@ func checkRecord(rec []byte) (envelope, error) {
 // openRecord checks a whole record that is to be read now.
 func openRecord(rec []byte) (envelope, error) {
 	e, err := checkRecord(rec)
-	if err == nil && (rec[8] != recordVersion || rec[10] != 0) {
+	if err == nil && (rec[8] != recordVersion || rec[10]&^flagEncrypted != 0) {
 		err = fmt.Errorf("%w: record of version %d, flags %#x", ErrNewer, rec[8], rec[10])
 	}
 	return e, err

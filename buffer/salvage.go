@@ -23,6 +23,7 @@ type found struct {
 	length int // of the whole record
 	count  int
 	t0, t1 int64
+	key    string // that it wants, "" for none
 }
 
 // scan looks through a raw file for records of a lane and for rides, without
@@ -103,7 +104,7 @@ func recordAt(f io.ReaderAt, size, at int64, rec *[]byte) (found, bool) {
 	if e, err = checkRecord(*rec); err != nil {
 		return found{}, false
 	}
-	return found{number: e.number, at: at, length: n, count: int(e.count), t0: e.t0, t1: e.t1}, true
+	return found{number: e.number, at: at, length: n, count: int(e.count), t0: e.t0, t1: e.t1, key: keyName(*rec)}, true
 }
 
 func blobAt(f io.ReaderAt, size, at int64, rec *[]byte) ([]byte, bool) {
@@ -150,7 +151,11 @@ func (q *Queue) repair(seg *segment) error {
 		return err
 	}
 	var all []found
-	scan(f, fi.Size(), l, func(r found) { all = append(all, r) }, func(*ride) {})
+	scan(f, fi.Size(), l, func(r found) {
+		if q.authentic(f, r) {
+			all = append(all, r)
+		}
+	}, func(*ride) {})
 	return q.rebuild(seg, f, all)
 }
 
@@ -320,6 +325,7 @@ func (q *Queue) writeSalvaged(path string, sum summary, f io.ReaderAt, all []fou
 					return err
 				}
 				sum.add(x.number, x.count, x.t0, x.t1)
+				sum.key = max(sum.key, x.key)
 			}
 			if err := meta.Put([]byte(keySummary), sum.encode()); err != nil {
 				return err

@@ -40,6 +40,7 @@ type summary struct {
 	count    int64 // batches
 	readings int64
 	t0, t1   int64
+	key      string // name of the key of its batches, "" for none
 }
 
 func (s *summary) encode() []byte {
@@ -49,7 +50,11 @@ func (s *summary) encode() []byte {
 		b = binary.AppendUvarint(b, v)
 	}
 	b = binary.AppendVarint(b, s.t0)
-	return sealBlob(kindSummary, binary.AppendVarint(b, s.t1))
+	b = binary.AppendVarint(b, s.t1)
+	if s.key != "" {
+		b = append(binary.AppendUvarint(b, uint64(len(s.key))), s.key...)
+	}
+	return sealBlob(kindSummary, b)
 }
 
 func decodeSummary(blob []byte) (summary, error) {
@@ -60,6 +65,9 @@ func decodeSummary(blob []byte) (summary, error) {
 	c := cursor{b: body}
 	s := summary{epoch: uint32(c.uint()), lane: Lane(c.uint()), no: c.uint(), first: c.uint(), last: c.uint(),
 		count: int64(c.uint()), readings: int64(c.uint()), t0: c.int(), t1: c.int()}
+	if len(c.b) > 0 {
+		s.key = c.text()
+	}
 	return s, c.err("the summary")
 }
 
@@ -233,14 +241,14 @@ func (s *segment) read(q *Queue, number uint64) (Item, error) {
 		}
 		rec := make([]byte, len(on))
 		copy(rec, on) // the copy is what is checked: the mapped page may change
-		e, err := openRecord(rec)
+		e, plain, err := q.unseal(rec)
 		if err != nil {
 			return err
 		}
 		if e.number != number || e.lane != s.lane {
 			return damaged("batch %d of %s where %d belongs", e.number, e.lane, number)
 		}
-		it = Item{Lane: e.lane, Seq: number, Batch: Batch{Bytes: rec[recordHead:], Count: int(e.count), From: e.t0, To: e.t1}}
+		it = Item{Lane: e.lane, Seq: number, Batch: Batch{Bytes: plain, Count: int(e.count), From: e.t0, To: e.t1}}
 		return nil
 	})
 	return it, err
@@ -265,7 +273,7 @@ func (s *segment) append(group []*held, sum summary, r *ride) (rollOver bool, wr
 	written, err = s.file.update(func(tx *bbolt.Tx) error {
 		need := int64(16 * pageSize)
 		for _, h := range group {
-			need += recordPages(len(h.rec))
+			need += recordPages(len(h.out))
 		}
 		if tx.Size()+need > s.size {
 			rollOver = true
@@ -281,7 +289,7 @@ func (s *segment) append(group []*held, sum summary, r *ride) (rollOver bool, wr
 		}
 		b.FillPercent = 0.95
 		for _, h := range group {
-			if err := putRecord(b, h.seq, h.count, h.rec); err != nil {
+			if err := putRecord(b, h.seq, h.count, h.out); err != nil {
 				return err
 			}
 		}

@@ -171,7 +171,7 @@ func (q *Queue) take(l Lane, olderThan time.Duration, upto uint64) []*held {
 func (q *Queue) store(l Lane, group []*held) error {
 	for _, h := range group {
 		e := envelope{lane: l, number: h.seq, count: uint32(h.count), t0: h.from, t1: h.to}
-		e.seal(h.rec)
+		h.out = q.key.seal(e, q.epoch, h.rec)
 	}
 	err := errRoll
 	for try := 0; try < 3 && err != nil; try++ {
@@ -242,7 +242,7 @@ func (q *Queue) settle(l Lane, seg *segment, sum summary, group []*held) {
 	q.tailWrittenAt = time.Now()
 	for _, h := range group {
 		q.memory -= h.bytes()
-		h.place = stored
+		h.place, h.out = stored, nil
 		ln.stored = max(ln.stored, h.seq)
 		if h.gone { // acknowledged during the commit
 			h.rec = nil
@@ -272,7 +272,7 @@ func (q *Queue) putBack(l Lane, group []*held) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, h := range group {
-		h.place = waiting
+		h.place, h.out = waiting, nil
 		if h.gone {
 			q.memory -= h.bytes()
 			h.rec = nil
@@ -320,7 +320,7 @@ func (q *Queue) writable(l Lane) (*segment, error) {
 		last = q.lanes[l].segs[n-1]
 		no = last.sum.no + 1
 	}
-	bad := last != nil && (last.bad || last.size != q.segSize[l])
+	bad := last != nil && (last.bad || last.size != q.segSize[l] || last.sum.key != q.key.id())
 	q.mu.Unlock()
 	if !q.begun[l] {
 		q.begun[l] = true
@@ -333,7 +333,7 @@ func (q *Queue) writable(l Lane) (*segment, error) {
 		return nil, err
 	}
 	seg := &segment{lane: l, path: filepath.Join(q.dir, segmentName(l, no)), log: q.log, size: q.segSize[l], checked: true}
-	seg.sum = summary{epoch: q.epoch, lane: l, no: no}
+	seg.sum = summary{epoch: q.epoch, lane: l, no: no, key: q.key.id()}
 	b, err := makeSegment(seg.path, seg.size, q.log)
 	if errors.Is(err, syscall.ENOSPC) && q.mayRecycle(l) {
 		if _, err := q.dropOldest(l); err != nil {
@@ -447,17 +447,7 @@ func (q *Queue) Close() error {
 	q.mu.Lock()
 	q.closed = true
 	q.mu.Unlock()
-	for i := range q.lanes {
-		for _, s := range q.lanes[i].segs {
-			_ = s.close(true)
-		}
-	}
-	for i := range q.states {
-		if b := q.states[i].b; b != nil {
-			_ = b.close()
-		}
-	}
-	q.lock.Close()
+	q.abandon()
 	return err
 }
 
