@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"tidegate/buffer"
 	"tidegate/internal/document"
 )
 
@@ -22,14 +23,25 @@ const (
 	codeKey   = "key-mode"  // others may read a secret
 	codeMatch = "key-mismatch"
 	codeDisk  = "disk-space"
+
+	codeBufferKey = "buffer-key" // the key of the buffer is missing or is none
 )
 
 // soon is how long before its end a certificate is called about to expire.
 const soon = 30 * 24 * time.Hour
 
+// ClientKey returns the file of the client's private key, "" for none.
+func (c *Config) ClientKey() string {
+	if o := &c.Uplink; o.Identity != "" {
+		return filepath.Join(o.Identity, "client.key")
+	}
+	return c.Uplink.TLS.Key
+}
+
 // files checks the certificate files and the room for the buffer. What is
 // not there yet is a warning: certificates often come after the file.
 func (p *parser) files() {
+	p.bufferKey()
 	o := &p.cfg.Uplink
 	if !p.doc.Has("uplink") {
 		return
@@ -40,11 +52,10 @@ func (p *parser) files() {
 		}
 		return "uplink.tls." + key
 	}
-	ca, cert, key := o.TLS.CA, o.TLS.Cert, o.TLS.Key
+	ca, cert, key := o.TLS.CA, o.TLS.Cert, p.cfg.ClientKey()
 	if o.Identity != "" {
 		ca = filepath.Join(o.Identity, "ca.crt")
 		cert = filepath.Join(o.Identity, "client.crt")
-		key = filepath.Join(o.Identity, "client.key")
 	}
 	if strings.HasPrefix(o.URL, "mqtts:") {
 		p.authority(at("ca"), ca)
@@ -125,6 +136,27 @@ func (p *parser) secret(path, file, code string) []byte {
 		p.doc.Report(path, codeKey, fmt.Sprintf("%s can be read by others (mode %04o)", file, st.Mode().Perm()), "chmod 0600 "+file)
 	}
 	return b
+}
+
+// bufferKey checks the key file of the buffer. One that is there and is no
+// key, or that others may read, is an error.
+func (p *parser) bufferKey() {
+	file := p.cfg.Buffer.KeyFile
+	if file == "" {
+		return
+	}
+	var e *buffer.KeyError
+	if !errors.As(buffer.CheckKey(file), &e) {
+		return
+	}
+	switch {
+	case e.Err != nil:
+		p.read("buffer.key_file", file, codeBufferKey)
+	case e.Mode:
+		p.doc.Report("buffer.key_file", codeKey, e.Msg, e.Hint)
+	default:
+		p.doc.Report("buffer.key_file", codeBufferKey, e.Msg, e.Hint)
+	}
 }
 
 func parseCerts(b []byte) []*x509.Certificate {
