@@ -17,6 +17,7 @@ func failure(err error) *status.Failure {
 	var f *status.Failure
 	var u usage
 	var up *uplink.Error
+	var key *buffer.KeyError
 	switch err := agent.Explain(err); {
 	case errors.As(err, &f):
 		return f
@@ -29,6 +30,9 @@ func failure(err error) *status.Failure {
 	case errors.Is(err, buffer.ErrLocked):
 		return &status.Failure{Code: "buffer-locked", What: err.Error(), Likely: "another agent is running",
 			Try: "tidegate status", Exit: exitTryAgain}
+	case errors.As(err, &key):
+		return &status.Failure{Code: "buffer-key", What: key.Error(), Seen: "nothing was changed; what waits in the buffer is kept",
+			Try: key.Hint, Exit: exitConfig}
 	case errors.As(err, &up):
 		return agent.ExplainUplink(up)
 	case errors.Is(err, fs.ErrPermission):

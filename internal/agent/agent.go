@@ -30,6 +30,9 @@ const grace = 5 * time.Second
 // just be looking into it, or the agent before this one is still stopping.
 const lockPatience = 2 * time.Second
 
+// clockFile is the clock's memory, in the directory of the buffer.
+const clockFile = "clock.json"
+
 // Options are what the door knows and the configuration does not say.
 type Options struct {
 	File    string // the configuration's file, for status
@@ -72,7 +75,7 @@ func New(cfg *config.Config, opt Options) (*Agent, error) {
 	}
 	a.queue = q
 	// The clock's boot numbers belong to this store's stamps: they stay together.
-	if a.clock, err = clock.Open(filepath.Join(o.Dir, "clock.json")); err != nil {
+	if a.clock, err = clock.Open(filepath.Join(o.Dir, clockFile)); err != nil {
 		a.log.Warn("the clock's memory is not usable", "error", err)
 	}
 	if err := a.build(); err != nil {

@@ -300,6 +300,13 @@ func OpenStopped(cfg *config.Config) (*Stopped, error) {
 	return &Stopped{q, newSource(q, cfg.Catalog())}, nil
 }
 
+// Erase removes all that the buffer of a configuration holds, and the clock's
+// memory with it; without yes it tells what would go. buffer.ErrLocked tells
+// that an agent runs.
+func Erase(cfg *config.Config, yes bool) (buffer.Remains, error) {
+	return buffer.Erase(cfg.Buffer, yes, clockFile, clockFile+".new")
+}
+
 // Buffer is the state of the buffer.
 func (s *Stopped) Buffer() status.Buffer { return bufferOf(s.queue, time.Now()) }
 
