@@ -130,7 +130,7 @@ func openPort(path string, m lineMode) (_ stream, err error) {
 		return nil, openError(path, err)
 	}
 	port.ResetInputBuffer() // bytes from before; ptys without it are drained before the first request
-	return &portStream{path: path, port: port, fd: fd, dev: st.Rdev}, nil
+	return &portStream{path: path, port: port, fd: fd, dev: uint64(st.Rdev)}, nil
 }
 
 func (s *portStream) WriteAll(p []byte, deadline time.Time) error {
@@ -191,7 +191,7 @@ func (s *portStream) Alive() error {
 	if err := unix.Stat(s.path, &st); err != nil {
 		return fmt.Errorf("%w: %w", ErrGone, err)
 	}
-	if st.Rdev != s.dev {
+	if uint64(st.Rdev) != s.dev {
 		return fmt.Errorf("%w: %s is another port now", ErrGone, s.path)
 	}
 	return nil
