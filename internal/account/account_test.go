@@ -392,6 +392,17 @@ func TestLines(t *testing.T) {
 	if r := b.Report(); r.Received != 5 || r.Unreadable != 2 || r.Verdict != Complete || !slices.Equal(bad, []int{6, 7}) {
 		t.Errorf("bad lines %v\n%s", bad, r.Text())
 	}
+	// an export: the messages alone, packed as a whole
+	export := gz(msg(1, 1) + "\n" + msg(2, 1) + "\n" + tomb(3, 4, 1, "full") + "\n")
+	b = New()
+	if err := b.AddLines(strings.NewReader(export), nil); err != nil || b.Report().verdictLine() != CompleteButTombs || b.Report().Received != 2 {
+		t.Errorf("export: %v\n%s", err, b.Report().Text())
+	}
+	for i, s := range []string{export[:len(export)-9], export[:12], export[:40] + "\xff\xff\xff" + export[43:]} {
+		if err := New().AddLines(strings.NewReader(s), nil); !errors.Is(err, ErrGzip) {
+			t.Errorf("damaged export %d: %v", i, err)
+		}
+	}
 	broken := errors.New("broken")
 	if err := b.AddLines(failing{broken}, nil); !errors.Is(err, broken) {
 		t.Errorf("error %v", err)

@@ -3,6 +3,7 @@ package account
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -15,10 +16,20 @@ const maxLine = 2*maxMessage + 64<<10
 // AddLines adds a file of messages, one a line: the topic, a space or a tab,
 // and the payload, as mosquitto_sub writes it with -v or with -F '%t %x'. A
 // payload that is all hexadecimal digits is taken as such; compressed
-// messages need that form. Lines that cannot be read are given to bad, with
-// their number from 1, and the file goes on; the error is one of reading r.
+// messages need that form. A line that begins with {" is a payload alone, as
+// `tidegate buffer export` writes it. A file that is gzip as a whole is
+// unpacked. Lines that cannot be read are given to bad, with their number
+// from 1, and the file goes on; the error is one of reading r, ErrGzip when
+// the gzip of the file is damaged.
 func (b *Book) AddLines(r io.Reader, bad func(line int, err error)) error {
 	br := bufio.NewReaderSize(r, 64<<10)
+	if magic, _ := br.Peek(2); string(magic) == "\x1f\x8b" {
+		z, err := gzip.NewReader(br)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrGzip, err)
+		}
+		br = bufio.NewReaderSize(unpacked{z}, 64<<10)
+	}
 	var line []byte
 	for n := 1; ; {
 		part, err := br.ReadSlice('\n')
@@ -47,6 +58,9 @@ func (b *Book) addLine(line []byte) error {
 	if len(line) > maxLine {
 		return b.unread(errors.New("account: the line is too long"))
 	}
+	if bytes.HasPrefix(line, []byte(`{"`)) {
+		return b.Add("", line)
+	}
 	i := bytes.IndexAny(line, " \t")
 	if i < 1 {
 		return b.unread(fmt.Errorf("account: %.40q is not a topic, a space and a payload", line))
@@ -59,6 +73,20 @@ func (b *Book) addLine(line []byte) error {
 		payload = raw
 	}
 	return b.Add(topic, payload)
+}
+
+// ErrGzip means that a compressed file is damaged or cut off.
+var ErrGzip = errors.New("account: the compressed file is damaged")
+
+// unpacked marks every error of unpacking.
+type unpacked struct{ z *gzip.Reader }
+
+func (u unpacked) Read(p []byte) (int, error) {
+	n, err := u.z.Read(p)
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("%w: %w", ErrGzip, err)
+	}
+	return n, err
 }
 
 // unread counts a message that did not get as far as Add.
