@@ -58,8 +58,14 @@ const maxBoots = 64
 // stores that. A missing file is a first start. A damaged file is started
 // anew and reported as an error beside the usable Clock. Path "" keeps
 // nothing on disk.
-func Open(path string) (*Clock, error) {
-	c := &Clock{path: path}
+func Open(path string) (*Clock, error) { return open(path, path) }
+
+// Read returns a Clock that knows what the clock's file says and keeps
+// nothing on disk: for resolving stamps where no agent runs.
+func Read(path string) (*Clock, error) { return open(path, "") }
+
+func open(path, keep string) (*Clock, error) {
+	c := &Clock{path: keep}
 	var problem error
 	if path != "" {
 		b, err := os.ReadFile(path)
