@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -286,8 +287,10 @@ func ExplainUplink(e *uplink.Error) *status.Failure {
 
 // Stopped is the buffer of a gateway whose agent does not run.
 type Stopped struct {
-	queue *buffer.Queue
-	src   *source
+	queue   *buffer.Queue
+	src     *source
+	gateway string
+	clock   *clock.Clock
 }
 
 // OpenStopped opens the buffer of a configuration for looking at it; it
@@ -297,7 +300,9 @@ func OpenStopped(cfg *config.Config) (*Stopped, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Stopped{q, newSource(q, cfg.Catalog())}, nil
+	// A clock whose file is damaged is usable: its times are then uncertain.
+	c, _ := clock.Read(filepath.Join(cfg.Buffer.Dir, "clock.json"))
+	return &Stopped{q, newSource(q, cfg.Catalog()), cfg.Gateway.ID, c}, nil
 }
 
 // Erase removes all that the buffer of a configuration holds, and the clock's

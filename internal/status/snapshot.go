@@ -301,5 +301,9 @@ type API interface {
 	Read(ctx context.Context, r ReadRequest) (ReadReply, error)
 	// Peek returns the n newest batches that wait, oldest first, with their readings.
 	Peek(ctx context.Context, n int, device string) ([]Batch, error)
+	// Export walks what waits in the buffer and removes nothing.
+	Export(ctx context.Context, q ExportQuery, line func(ExportLine) error) error
+	// CheckBuffer reads and decodes every batch that waits.
+	CheckBuffer(ctx context.Context) (BufferCheck, error)
 	TestUplink(ctx context.Context) []Step
 }

@@ -101,6 +101,11 @@ func handler(api API) http.Handler {
 		v, err := api.Peek(r.Context(), n, r.URL.Query().Get("device"))
 		reply(w, v, err)
 	})
+	mux.HandleFunc("GET /buffer/export", func(w http.ResponseWriter, r *http.Request) { serveExport(w, r, api) })
+	mux.HandleFunc("GET /buffer/verify", func(w http.ResponseWriter, r *http.Request) {
+		v, err := api.CheckBuffer(r.Context())
+		reply(w, v, err)
+	})
 	mux.HandleFunc("POST /uplink/test", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, api.TestUplink(r.Context()), nil)
 	})
@@ -171,36 +176,46 @@ func (c *Client) TestUplink(ctx context.Context) (v []Step, err error) {
 }
 
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	resp, err := c.ask(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(out); err != nil {
+		return fmt.Errorf("the agent on %s answered what is no JSON: %w", c.path, err)
+	}
+	return nil
+}
+
+// ask sends a request and returns the answer, whose body the caller closes.
+// An answer that is a Failure is returned as the error.
+func (c *Client) ask(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		body = bytes.NewReader(b)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-			return fmt.Errorf("%w on %s", ErrNoAgent, c.path)
+			return nil, fmt.Errorf("%w on %s", ErrNoAgent, c.path)
 		}
-		return fmt.Errorf("asking the agent on %s: %w", c.path, err)
+		return nil, fmt.Errorf("asking the agent on %s: %w", c.path, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
 	}
 	defer resp.Body.Close()
-	d := json.NewDecoder(io.LimitReader(resp.Body, maxBody))
-	if resp.StatusCode == http.StatusOK {
-		if err := d.Decode(out); err != nil {
-			return fmt.Errorf("the agent on %s answered what is no JSON: %w", c.path, err)
-		}
-		return nil
-	}
 	f := new(Failure)
-	if err := d.Decode(f); err != nil || f.What == "" {
-		return fmt.Errorf("the agent on %s answered %s", c.path, resp.Status)
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxBody)).Decode(f); err != nil || f.What == "" {
+		return nil, fmt.Errorf("the agent on %s answered %s", c.path, resp.Status)
 	}
-	return f
+	return nil, f
 }

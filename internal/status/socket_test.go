@@ -25,7 +25,24 @@ func (fake) Read(_ context.Context, r ReadRequest) (ReadReply, error) {
 	return ReadReply{Bus: r.Bus, Count: r.Count}, nil
 }
 func (fake) Peek(_ context.Context, n int, _ string) ([]Batch, error) { return make([]Batch, n), nil }
-func (fake) TestUplink(context.Context) []Step                        { return []Step{{Name: "dns", State: OK}} }
+func (fake) Export(_ context.Context, q ExportQuery, line func(ExportLine) error) error {
+	switch q.Lane {
+	case "nobody":
+		return &Failure{Code: "usage", What: "there is no lane", Exit: 64}
+	case "event":
+		line(ExportLine{Kind: ExportBatchKind, Lane: q.Lane, From: 1, Message: []byte(`{"v":1}`)})
+		return errors.New("the disk has gone")
+	}
+	for i := range uint64(3) {
+		if err := line(ExportLine{Kind: ExportBatchKind, Lane: "data", From: i + 1, T0: q.Since, T1: q.Until,
+			Message: []byte(`{"text":"a\tb` + strings.Repeat("x", 100_000) + `"}`)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+func (fake) CheckBuffer(context.Context) (BufferCheck, error) { return BufferCheck{Batches: 7}, nil }
+func (fake) TestUplink(context.Context) []Step                { return []Step{{Name: "dns", State: OK}} }
 
 func TestSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "agent.sock")
@@ -76,6 +93,27 @@ func TestSocket(t *testing.T) {
 	}
 	if _, err := c.Peek(ctx, 0, ""); !errors.As(err, &f) {
 		t.Errorf("peek 0: %v", err)
+	}
+	n := uint64(0)
+	if err := c.Export(ctx, ExportQuery{Since: -5, Until: 7}, func(l ExportLine) error {
+		if n++; l.From != n || l.T0 != -5 || l.T1 != 7 || len(l.Message) != 100_015 || l.Message[len(l.Message)-1] != '}' {
+			t.Errorf("line %d: %+v of %d bytes", n, l.From, len(l.Message))
+		}
+		return nil
+	}); err != nil || n != 3 {
+		t.Errorf("export: %d lines, %v", n, err)
+	}
+	if err := c.Export(ctx, ExportQuery{Lane: "nobody"}, nil); !errors.As(err, &f) || f.Exit != 64 {
+		t.Errorf("export of no lane: %v", err)
+	}
+	if err := c.Export(ctx, ExportQuery{Lane: "event"}, func(ExportLine) error { return nil }); err == nil || err.Error() != "the disk has gone" {
+		t.Errorf("an export that broke off: %v", err)
+	}
+	if err := c.Export(ctx, ExportQuery{}, func(ExportLine) error { return os.ErrClosed }); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("an export that the reader ended: %v", err)
+	}
+	if v, err := c.CheckBuffer(ctx); err != nil || v.Batches != 7 {
+		t.Errorf("check %+v, %v", v, err)
 	}
 	if st, err := c.TestUplink(ctx); err != nil || len(st) != 1 {
 		t.Errorf("test %v, %v", st, err)
