@@ -14,7 +14,7 @@ import (
 func (a *app) bufferCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "buffer",
-		Short: "what waits for the uplink: stat, peek, erase",
+		Short: "what waits for the uplink: stat, peek, export, verify, erase",
 		Args:  noArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -35,7 +35,7 @@ func (a *app) bufferCmd() *cobra.Command {
 	}
 	peek.Flags().IntVar(&last, "last", 20, "how many batches, 1 to 10000")
 	peek.Flags().StringVar(&device, "device", "", "only readings of this `DEVICE`")
-	c.AddCommand(stat, peek, a.eraseCmd())
+	c.AddCommand(stat, peek, a.bufferExportCmd(), a.bufferVerifyCmd(), a.eraseCmd())
 	return c
 }
 

@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -33,8 +35,10 @@ closed by a tombstone, or lost without one, which must not be.
 
 FILE holds messages, one a line: topic, blank, payload, as mosquitto_sub -v
 writes it, or with the payload in hex as -F '%t %x' does (needed for gzip); -
-is standard input. With --url it subscribes and listens, for --for or until
-Ctrl-C; then a lane's account begins where listening began.
+is standard input. Exports (*.jsonl.gz of tidegate buffer export) are read, too,
+alone or beside messages; alone, the account begins with their first number.
+With --url it subscribes and listens, for --for or until Ctrl-C; then a lane's
+account begins where listening began.
 
 Exit code 0 complete (tombstones are listed), 1 incomplete or nothing received.`,
 		Args: cobra.ArbitraryArgs,
@@ -51,7 +55,7 @@ Exit code 0 complete (tombstones are listed), 1 incomplete or nothing received.`
 			case len(args) == 0:
 				return usage{fmt.Errorf("what shall be verified? Name files of messages, - for standard input, or --url")}
 			default:
-				if f.midway {
+				if f.midway || allExports(args) {
 					book.Midway()
 				}
 				for _, file := range args {
@@ -85,6 +89,17 @@ Exit code 0 complete (tombstones are listed), 1 incomplete or nothing received.`
 	return c
 }
 
+// allExports tells whether the files are exports alone: they begin with what
+// waited, in the middle of the gateway's life.
+func allExports(files []string) bool {
+	for _, f := range files {
+		if !strings.HasSuffix(f, exportSuffix) {
+			return false
+		}
+	}
+	return true
+}
+
 func (a *app) addFile(book *account.Book, file string) error {
 	in, name := a.in, "standard input"
 	if file != "-" {
@@ -96,11 +111,16 @@ func (a *app) addFile(book *account.Book, file string) error {
 		in, name = f, filepath.Base(file)
 	}
 	shown := 0
-	return book.AddLines(in, func(line int, err error) {
+	err := book.AddLines(in, func(line int, err error) {
 		if shown++; shown <= 5 {
 			fmt.Fprintf(a.err, "%s:%d: %v\n", name, line, err)
 		}
 	})
+	if errors.Is(err, account.ErrGzip) {
+		return &status.Failure{Code: "file-damaged", What: file + " is damaged or cut off", Seen: err.Error(), Exit: exitData,
+			Try: "tidegate buffer verify " + file}
+	}
+	return err
 }
 
 // listen feeds the book from a broker until the time is up or Ctrl-C.
