@@ -28,12 +28,13 @@ type profileInfo struct {
 	Unit     int             `json:"unit,omitempty"`
 	File     string          `json:"file"`
 	Sources  []string        `json:"sources,omitempty"`
+	Notes    string          `json:"notes,omitempty"`
 	Places   []profile.Place `json:"points"`
 }
 
 func infoOf(schema string, i profile.Info) profileInfo {
 	return profileInfo{schema, i.Name, i.Title, i.Vendor, i.Models, i.Domain, i.Status, i.Verified, i.Examples,
-		i.Line, i.Unit, i.File, i.Sources, i.Places}
+		i.Line, i.Unit, i.File, i.Sources, i.Notes, i.Places}
 }
 
 func (a *app) profileCmd() *cobra.Command {
@@ -142,6 +143,9 @@ func (a *app) profileShow(name string) error {
 	}
 	for _, s := range i.Sources {
 		about = append(about, []string{"", "source", s})
+	}
+	for line := range strings.Lines(i.Notes) {
+		about = append(about, []string{"", "note", strings.TrimSpace(line)})
 	}
 	table(a.out, about)
 	rows := [][]string{{"POINT", "PLACE", "MANUAL", "TYPE", "UNIT", "KIND"}}
