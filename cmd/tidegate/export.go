@@ -36,6 +36,9 @@ TIME is 2026-11-20, 2026-11-20T06:10, 2026-11-20T06:10:00Z (all UTC unless they
 say otherwise), or an age such as 36h. Whole batches are taken, and always those
 from before the clock was set.
 
+The export is readable by whoever holds the stick, also where the buffer itself
+is encrypted (buffer.key_file).
+
 Exit code 0 written, or nothing waits; 1 written, but parts of the buffer could
 not be read; 73 the target is full, read-only or broken.`,
 		Args: noArgs,
