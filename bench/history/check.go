@@ -147,9 +147,9 @@ func (f *Life) lose(l buffer.Lane, n uint64, p *promise) {
 		f.violate("%s %d was durable and is gone (told: %v)", l, n, f.lanes[l].told.has(n))
 		return
 	}
-	if p.flush <= f.total-f.Lag && !f.Broken {
+	if !p.risky && !f.Broken {
 		f.Counts.Beyond++
-		f.note("%s %d was durable at flush %d of %d and is gone (told: %v)", l, n, p.flush, f.total, f.lanes[l].told.has(n))
+		f.note("%s %d is gone (told: %v) though it was older than the last flushes", l, n, f.lanes[l].told.has(n))
 	}
 	if n <= f.lanes[l].passed && !f.lanes[l].told.has(n) {
 		f.Counts.Notes["lost-and-not-told"]++

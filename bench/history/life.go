@@ -42,7 +42,6 @@ type Life struct {
 	lanes      [lanes]lane
 	epoch      string
 	boot       int
-	total      int // flushes of the run that ended
 	ready      bool
 	clean      bool
 	wasClean   bool // the run before ended with Close
@@ -93,7 +92,8 @@ type lane struct {
 type promise struct {
 	ways   []Batch
 	stored bool
-	flush  int // how many flushes were confirmed when it became durable
+	flush  int  // how many flushes were confirmed when it became durable
+	risky  bool // it was among the last that the disk lied about
 	acked  bool
 }
 
@@ -138,7 +138,14 @@ func (f *Life) Clean() bool { return f.clean }
 
 // Down says that the writer is gone and that the disk had confirmed so many
 // flushes by then.
-func (f *Life) Down(flushes int) { f.total = flushes }
+func (f *Life) Down(flushes int) {
+	for i := range f.lanes {
+		for _, p := range f.lanes[i].batches {
+			p.risky = p.risky || p.stored && p.flush > flushes-f.Lag
+			p.flush = 0
+		}
+	}
+}
 
 // Line takes one line of a writer.
 func (f *Life) Line(line string) {

@@ -234,7 +234,7 @@ func (l *life) keepEvidence() error {
 	if l.p.save == "" {
 		return nil
 	}
-	base := filepath.Join(l.p.save, fmt.Sprintf("seed-%d-life-%d", l.p.seed, l.no))
+	base := filepath.Join(l.p.save, fmt.Sprintf("seed-%d-lag-%d-life-%d", l.p.seed, l.d.lag, l.no))
 	if err := os.WriteFile(base+".img", l.found, 0o600); err != nil {
 		return err
 	}
