@@ -8,7 +8,7 @@ LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT) -
 # HTTP/2 is left out: only the agent's own socket speaks HTTP.
 BUILD    = CGO_ENABLED=0 $(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false -ldflags "$(LDFLAGS)"
 
-.PHONY: build demo test unit vet peers cross proof-kill proof-load fuzz clean
+.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-power proof-faults mutants clean
 
 build: ## the static binary, ./tidegate
 	$(BUILD) -o tidegate ./cmd/tidegate
@@ -60,6 +60,18 @@ proof-kill: ## kill -9 at random moments while the broker comes and goes
 
 proof-load: ## CPU, memory and disk of the whole program at its reference load
 	$(GO) test -run '^$$' -bench BenchmarkAgent -benchtime 1x -count 5 -timeout 30m ./cmd/tidegate
+
+# The rigs of bench/, a module of its own: root, and for the faults strace.
+CUTS ?= 300
+proof-power: ## power cuts under the buffer: an honest disk, then one that lies about flushes
+	cd bench && $(GO) run ./powercut -cuts $(CUTS)
+	cd bench && $(GO) run ./powercut -mode lying -cuts $(CUTS)
+
+proof-faults: ## every call of the buffer to the disk killed or failing, one after the other
+	cd bench && $(GO) run ./faults
+
+mutants: ## deliberate breakages that the tests must catch
+	cd bench && $(GO) run ./mutants
 
 TARGETS = amd64 arm64 arm/7 arm/6 arm/5 386 riscv64 mipsle
 cross: ## all architectures into dist/, with their sizes; arm64 must stay under 11 MB
