@@ -30,8 +30,8 @@ type Life struct {
 	// They are used when the disk is not honest.
 	Flushes func() int
 	Lag     int
-	// Broken: the file system itself had to be repaired before this start, so
-	// whole files may be gone.
+	// Broken: the file system itself was damaged by the last cut, so whole
+	// files may be gone.
 	Broken bool
 
 	// Log is told of what is worth a look; may be nil.

@@ -42,7 +42,8 @@ type life struct {
 	gone  int
 	cuts  int
 	early int // cuts before a start was over
-	fixed int // file systems that had to be repaired
+	torn  int // file systems that were not whole after a cut
+	fixed int // of them, had to be repaired before they could be mounted or used
 	mute  int // file systems that could not be mounted
 	died  int // starts that a damaged file ended
 }
@@ -85,11 +86,21 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 			l.found = append(l.found[:0], l.d.now...)
 			fmt.Fprintf(&l.said, "# start %d\n", i)
 		}
+		whole := true
+		if lag > 0 {
+			if whole, err = sound(filepath.Dir(l.dir), l.d.now); err != nil {
+				return err
+			}
+		}
 		m, repaired, err := mount(filepath.Join(l.dir, "disk"), l.look, lag > 0, repair)
 		repair = false
-		l.h.Broken = repaired
+		// A start that was cut tells nothing, so the next one bears it.
+		l.h.Broken = l.h.Broken && !l.h.Ready() || repaired || !whole
 		if repaired {
 			l.fixed++
+		}
+		if repaired || !whole {
+			l.torn++
 		}
 		if err != nil && lag > 0 {
 			l.mute++ // the disk has lost the file system, and the buffer with it

@@ -26,8 +26,8 @@ type plan struct {
 
 // sum is what all lives came to.
 type sum struct {
-	lives, cuts, early, kept, gone, fixed, mute, died, violations int
-	counts                                                        history.Counts
+	lives, cuts, early, kept, gone, torn, fixed, mute, died, violations int
+	counts                                                              history.Counts
 }
 
 // run does all lives and reports. It returns the exit code.
@@ -96,6 +96,7 @@ func (s *sum) add(l *life) {
 	s.early += l.early
 	s.kept += l.kept
 	s.gone += l.gone
+	s.torn += l.torn
 	s.fixed += l.fixed
 	s.mute += l.mute
 	s.died += l.died
@@ -113,8 +114,8 @@ func (s *sum) print(took time.Duration, lags []int) {
 	if lags[0] > 0 {
 		fmt.Printf("  of the lost, older than the flushes that were a lie: %d; batches saved by the buffer's own repair: %d; starts with files in quarantine: %d\n",
 			c.Beyond, c.Salvaged, c.Quarantined)
-		fmt.Printf("  stores made anew: %d; starts that a damaged file ended: %d; file systems repaired by e2fsck: %d, lost: %d\n",
-			c.Epochs, s.died, s.fixed, s.mute)
+		fmt.Printf("  stores made anew: %d; starts that a damaged file ended: %d; file systems damaged by the cut itself: %d, of them repaired by e2fsck: %d, lost: %d\n",
+			c.Epochs, s.died, s.torn, s.fixed, s.mute)
 	}
 	for what, n := range c.Notes {
 		fmt.Printf("  %s: %d\n", what, n)
