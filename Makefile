@@ -63,9 +63,10 @@ proof-load: ## CPU, memory and disk of the whole program at its reference load
 
 # The rigs of bench/, a module of its own: root, and for the faults strace.
 CUTS ?= 300
+SEED ?=
 proof-power: ## power cuts under the buffer: an honest disk, then one that lies about flushes
-	cd bench && $(GO) run ./powercut -cuts $(CUTS)
-	cd bench && $(GO) run ./powercut -mode lying -cuts $(CUTS)
+	cd bench && $(GO) run ./powercut -cuts $(CUTS) $(if $(SEED),-seed $(SEED))
+	cd bench && $(GO) run ./powercut -mode lying -cuts $(CUTS) $(if $(SEED),-seed $(SEED))
 
 proof-faults: ## every call of the buffer to the disk killed or failing, one after the other
 	cd bench && $(GO) run ./faults

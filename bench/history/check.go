@@ -134,14 +134,14 @@ func (f *Life) checkLane(l buffer.Lane, given uint64) {
 		case !p.stored:
 			f.Counts.Restart++
 		default:
-			f.lose(l, n, p)
+			f.lose(l, n, given, p)
 		}
 	}
 	f.settle(ln, given, held)
 }
 
 // lose takes a durable batch that is gone.
-func (f *Life) lose(l buffer.Lane, n uint64, p *promise) {
+func (f *Life) lose(l buffer.Lane, n, given uint64, p *promise) {
 	f.Counts.Lost++
 	if f.Honest {
 		f.violate("%s %d was durable and is gone (told: %v)", l, n, f.lanes[l].told.has(n))
@@ -151,8 +151,11 @@ func (f *Life) lose(l buffer.Lane, n uint64, p *promise) {
 		f.Counts.Beyond++
 		f.note("%s %d is gone (told: %v) though it was older than the last flushes", l, n, f.lanes[l].told.has(n))
 	}
-	if n <= f.lanes[l].passed && !f.lanes[l].told.has(n) {
-		f.Counts.Notes["lost-and-not-told"]++
+	switch {
+	case f.anew: // the receiver sees that the store is another one
+		f.Counts.Notes["lost-with-the-store"]++
+	case n > given: // what is missing below is found anyway
+		f.violate("%s %d was durable and is gone, and no loss names it: the last number is now %d", l, n, given)
 	}
 }
 

@@ -44,6 +44,7 @@ type Life struct {
 	boot       int
 	ready      bool
 	clean      bool
+	anew       bool // the store was made anew by this start or by one that was cut
 	wasClean   bool // the run before ended with Close
 	ending     bool // Close was called
 	wasEnding  bool // likewise in the run before
@@ -112,9 +113,9 @@ func (f *Life) note(format string, args ...any) {
 
 // Up says that a writer is about to be started.
 func (f *Life) Up() {
+	f.ledger, f.anew = nil, f.anew && !f.ready
 	f.wasClean, f.clean, f.ready = f.clean, false, false
 	f.wasEnding, f.ending = f.ending, false
-	f.ledger = nil
 	for i := range f.held {
 		f.held[i] = make(map[uint64]Batch)
 	}
@@ -230,6 +231,7 @@ func (f *Life) opened(line string) error {
 	}
 	if f.epoch != "" && epoch != f.epoch {
 		f.Counts.Epochs++
+		f.anew = true
 		if f.Honest {
 			f.violate("epoch %s became %s", f.epoch, epoch)
 		}

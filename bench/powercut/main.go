@@ -44,6 +44,7 @@ func run() int {
 	flag.IntVar(&p.life, "life", -1, "only this life of a buffer, to see a violation again")
 	flag.IntVar(&p.perLife, "per-life", 20, "cuts in the life of one buffer")
 	flag.IntVar(&p.most, "most", 400, "the cut comes at the latest at this write")
+	flag.IntVar(&p.stop, "stop", 10, "end after so many lives with a broken promise; a life ends with its first")
 	flag.StringVar(&p.save, "save", "", "directory for the disk of a violation")
 	flag.BoolVar(&p.verbose, "v", false, "one line for each cut")
 	flag.Parse()

@@ -16,6 +16,7 @@ type plan struct {
 	cuts    int
 	perLife int
 	most    int
+	stop    int
 	seed    uint64
 	life    int
 	lags    []int
@@ -26,8 +27,8 @@ type plan struct {
 
 // sum is what all lives came to.
 type sum struct {
-	lives, cuts, early, kept, gone, torn, fixed, mute, died, violations int
-	counts                                                              history.Counts
+	lives, cuts, early, kept, gone, torn, fixed, mute, died, broken, violations int
+	counts                                                                      history.Counts
 }
 
 // run does all lives and reports. It returns the exit code.
@@ -44,7 +45,7 @@ func (p *plan) run(ctx context.Context) int {
 		fmt.Fprintln(os.Stderr, "powercut: the rig failed:", err)
 		return 1
 	case s.violations > 0:
-		fmt.Printf("powercut: FAILED, %d promises broken, seed %d\n", s.violations, p.seed)
+		fmt.Printf("powercut: FAILED, %d promises broken in %d of %d lives, seed %d\n", s.violations, s.broken, s.lives, p.seed)
 		return 1
 	case p.life < 0 && s.cuts+p.perLife*s.mute < p.cuts:
 		fmt.Printf("powercut: FAILED, only %d of %d cuts were done\n", s.cuts, p.cuts)
@@ -71,7 +72,7 @@ func (p *plan) lives(ctx context.Context) (s sum, err error) {
 		return s, err
 	}
 	s.counts.Notes = make(map[string]int)
-	for no, left := 0, p.cuts; left > 0 && ctx.Err() == nil && s.violations < 10; no++ {
+	for no, left := 0, p.cuts; left > 0 && ctx.Err() == nil && s.broken < p.stop; no++ {
 		n := min(left, p.perLife)
 		left -= n
 		if p.life >= 0 && no != p.life {
@@ -82,9 +83,17 @@ func (p *plan) lives(ctx context.Context) (s sum, err error) {
 			return s, fmt.Errorf("life %d: %w", no, err)
 		}
 		s.add(l)
-		for _, v := range l.h.Violations() {
+		all := l.h.Violations()
+		s.violations += len(all)
+		if len(all) > 0 {
+			s.broken++
+		}
+		for i, v := range all {
+			if i == 3 {
+				fmt.Printf("        and %d more\n", len(all)-i)
+				break
+			}
 			fmt.Printf("BROKEN: life %d, max_loss %s, lag %d, after %d cuts: %s\n", no, l.o.MaxLoss, l.d.lag, l.cuts, v)
-			s.violations++
 		}
 	}
 	return s, nil
