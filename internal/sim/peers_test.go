@@ -111,8 +111,8 @@ func run(t *testing.T, name string, args ...string) string {
 
 func TestPymodbusMaster(t *testing.T) {
 	python := "/usr/bin/python3" // where Debian's python3-pymodbus lives
-	if err := exec.Command(python, "-c", "import pymodbus, serial").Run(); err != nil {
-		if python = need(t, "python3"); exec.Command(python, "-c", "import pymodbus, serial").Run() != nil {
+	if err := exec.Command(python, "-c", "import pymodbus.client, pymodbus.server, serial").Run(); err != nil {
+		if python = need(t, "python3"); exec.Command(python, "-c", "import pymodbus.client, pymodbus.server, serial").Run() != nil {
 			missing(t, "pymodbus or pyserial")
 		}
 	}
