@@ -33,6 +33,7 @@ type Line struct {
 	wire     wire
 	units    map[byte]*unit
 	jobs     []*job
+	talkers  bool // a device talks by itself
 	open     connection
 	absent   time.Time // before it no absent unit is probed
 	techFree time.Time // before it no technician is served while Run runs
@@ -162,8 +163,7 @@ func (l *Line) addDevice(o *Device, now time.Time) error {
 	d.stats = DeviceStats{Name: o.Name, Unit: o.unit(), State: "init", Every: o.every()}
 	l.devices = append(l.devices, d)
 	if l.at.kind == kindListen {
-		d.talker = newTalker(d, now)
-		return nil
+		return l.addSerial(d, now)
 	}
 	d.unit = l.unit(byte(o.unit()))
 	limits := profile.Limits{MaxRegisters: 125, MaxBits: 2000, Char: l.wire.char, Turnaround: l.opt.Turnaround}
@@ -238,7 +238,7 @@ func (l *Line) Run(ctx context.Context, emit func(*telemetry.Group)) error {
 				first = false
 			}
 			var next time.Time
-			if l.at.kind == kindListen {
+			if l.talkers {
 				next = l.listen(ctx, emit)
 			} else {
 				next = l.turn(ctx, emit)
@@ -373,6 +373,7 @@ func (l *Line) ensureOpen(ctx context.Context) error {
 	}
 	l.wire.attach(st, now)
 	l.open.good, l.open.missed, l.open.seen = 0, 0, now
+	l.restart()
 	l.setState("open", nil)
 	if l.open.gone {
 		// Whoever was given up while the line was away is asked at once.

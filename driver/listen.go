@@ -39,38 +39,43 @@ const listenSlice = 250 * time.Millisecond
 func (l *Line) listen(ctx context.Context, emit func(*telemetry.Group)) time.Time {
 	now := time.Now()
 	l.look(now)
+	if l.wire.st == nil && !now.Before(l.open.next) {
+		l.ensureOpen(ctx)
+		now = time.Now()
+	}
+	until := now.Add(listenSlice)
+	if j, at := l.pick(now); j != nil && !at.After(now) {
+		l.serve(ctx, j, now, emit)
+		now = time.Now()
+		until = now // what has come meanwhile is taken all the same
+	} else if j != nil && at.Before(until) {
+		until = at
+	}
 	if l.wire.st == nil {
-		if !now.Before(l.open.next) {
-			if l.ensureOpen(ctx) == nil {
-				for _, d := range l.devices {
-					d.talker.scan.Reset()
-				}
-			}
-			now = time.Now()
-		}
-		if l.wire.st == nil {
-			for _, d := range l.devices {
+		for _, d := range l.devices {
+			if d.talker != nil {
 				l.failTalker(d, telemetry.Comm, telemetry.CauseGone, l.open.err, now, emit)
 			}
-			return now.Add(max(min(time.Until(l.open.next), listenSlice), time.Millisecond))
 		}
+		return now.Add(max(min(time.Until(l.open.next), until.Sub(now)), time.Millisecond))
 	}
-	n, err := l.wire.st.ReadSome(l.wire.buf[:], now.Add(listenSlice))
+	n, err := l.wire.st.ReadSome(l.wire.buf[:], until)
 	now = time.Now()
 	switch {
 	case n > 0:
-		l.wire.count.BytesIn += uint64(n)
 		if l.open.good++; l.open.good == 1 {
 			l.proven(now)
 		}
-		for _, d := range l.devices {
-			l.feed(d, l.wire.buf[:n], now, emit)
-		}
+		l.overhear(l.wire.buf[:n], now, emit)
 	case !errors.Is(err, ErrTimeout):
 		l.hangUp(err)
 	}
 	quiet := true
 	for _, d := range l.devices {
+		if d.talker == nil {
+			quiet = quiet && d.unit.br.open()
+			continue
+		}
 		l.overdue(d, now, emit)
 		quiet = quiet && now.Sub(d.talker.heard) > 2*d.talker.deadline()
 	}
@@ -80,6 +85,17 @@ func (l *Line) listen(ctx context.Context, emit func(*telemetry.Group)) time.Tim
 	}
 	l.publish(now)
 	return now
+}
+
+// overhear gives what came to all devices that talk by themselves.
+func (l *Line) overhear(b []byte, now time.Time, emit func(*telemetry.Group)) {
+	l.wire.last = now
+	l.wire.count.BytesIn += uint64(len(b))
+	for _, d := range l.devices {
+		if d.talker != nil {
+			l.feed(d, b, now, emit)
+		}
+	}
 }
 
 // feed gives bytes to a device's scanner and emits what it makes of them.

@@ -26,6 +26,8 @@ type job struct {
 	told    time.Time // when that failure was last emitted
 	refused int       // how often in a row the device refused this address
 	retry   time.Time // before it, a refused address is not asked again
+	talk    dialogue  // of a device that is asked on a serial line; else nil
+	resume  time.Time // when the round under way goes on; zero: no round is
 }
 
 const (
@@ -61,6 +63,9 @@ func (l *Line) pick(now time.Time) (best *job, at time.Time) {
 	var soonest *job
 	for _, j := range l.jobs {
 		t := j.due
+		if !j.resume.IsZero() {
+			t = j.resume
+		}
 		if best != nil && t.After(now) {
 			continue
 		}
@@ -88,6 +93,10 @@ func (l *Line) pick(now time.Time) (best *job, at time.Time) {
 // serve polls one job and moves it to its next slot. A panic in it is
 // counted and logged and costs this poll only.
 func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*telemetry.Group)) {
+	if j.talk != nil {
+		l.converse(ctx, j, now, emit)
+		return
+	}
 	d := j.dev
 	late := now.Sub(j.due) > d.grid.lateAfter()
 	var err error

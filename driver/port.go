@@ -245,3 +245,16 @@ func openError(path string, err error) *Error {
 	}
 	return e
 }
+
+// SetMode changes speed and format of the open port, after what was written
+// has left it.
+func (s *portStream) SetMode(m lineMode) error {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	if s.closed {
+		return ErrGone
+	}
+	s.port.Drain()
+	mode := m.mode
+	return s.port.SetMode(&mode)
+}

@@ -51,6 +51,13 @@ func (p *Profile) build(r report) {
 	case p.Frames != nil:
 		p.raw = p.Frames.build(sub(r, "frames"))
 	}
+	switch {
+	case p.Talk == nil:
+	case p.Transport != "serial":
+		r("talk", "talk is for serial devices", "remove talk, or write transport: serial")
+	default:
+		p.Talk.build(sub(r, "talk"))
+	}
 	for i := range p.Forbidden {
 		p.Forbidden[i].check(sub(r, "forbidden["+strconv.Itoa(i)+"]"))
 	}

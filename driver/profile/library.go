@@ -195,6 +195,7 @@ func (p *Profile) inherit(parent *Profile, r report) {
 	p.MaxBits = first(p.MaxBits, parent.MaxBits)
 	p.MaxGap = first(p.MaxGap, parent.MaxGap)
 	p.Frames = first(p.Frames, parent.Frames)
+	p.Talk = first(p.Talk, parent.Talk)
 	if p.Forbidden == nil {
 		p.Forbidden = slices.Clone(parent.Forbidden)
 	}

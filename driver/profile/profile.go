@@ -48,6 +48,7 @@ type Profile struct {
 	Forbidden []Region `yaml:"forbidden" doc:"Addresses that must not be touched, not even when reading across them."`
 
 	Frames   *Frames   `yaml:"frames" doc:"How the bytes of a serial device are cut into frames."`
+	Talk     *Talk     `yaml:"talk" doc:"What is sent to a serial device, and when."`
 	Points   []Point   `yaml:"points,keyed" doc:"What the device says, by name."`
 	Detect   []Probe   `yaml:"detect" doc:"Reads that tell this device from others: two or more, each with a plausible range or value."`
 	Examples []Example `yaml:"examples" doc:"Recorded bytes and what they mean."`

@@ -33,6 +33,16 @@ func (s *Scanner) Reset() {
 	s.in = s.f.line && len(s.f.start) == 0 && s.f.nmea
 }
 
+// Begin forgets what was there and takes what comes next as the beginning
+// of a frame, as after a request.
+func (s *Scanner) Begin() {
+	s.buf = s.buf[:0]
+	s.in = s.f.line && len(s.f.start) == 0
+}
+
+// Begun says whether a part of a frame is there.
+func (s *Scanner) Begun() bool { return len(s.buf) > 0 }
+
 // Bad returns how many damaged frames were seen: a frame began, but its
 // length, check, tail or characters were wrong.
 func (s *Scanner) Bad() uint64 { return s.bad }

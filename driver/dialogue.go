@@ -1,0 +1,388 @@
+package driver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"tidegate/driver/profile"
+	"tidegate/internal/telemetry"
+)
+
+// dialogue is how a device on a serial line is asked. The line calls it at
+// the slots of its timetable; it never touches the line but through the call.
+type dialogue interface {
+	// poll holds one round: it sends, reads what comes, and gives the
+	// readings of each frame to c.emit. Every wait goes through c and ends at
+	// a deadline. again > 0 ends the call, not the round: poll is called
+	// again after that time, and the line serves others meanwhile (a device
+	// that warms up). The error is one of ErrTimeout (not a byte came),
+	// ErrShort, ErrCRC, ErrMismatch, ErrGone or an Exception, and what was
+	// emitted before it stays.
+	poll(c *call) (again time.Duration, err error)
+	// reset forgets how far the device had been brought: the line was opened
+	// anew, or a round has failed.
+	reset()
+}
+
+// newDialogue chooses how a device is asked; nil if it talks by itself.
+func newDialogue(d *device) (dialogue, error) {
+	m := d.opt.Map
+	switch {
+	case m.Polled():
+		return newAskThenRead(d)
+	}
+	return nil, nil
+}
+
+// addSerial takes a device of a serial line into the timetable, or among
+// those that are listened to.
+func (l *Line) addSerial(d *device, now time.Time) error {
+	talk, err := newDialogue(d)
+	if err != nil {
+		return err
+	}
+	if talk == nil {
+		d.talker = newTalker(d, now)
+		l.talkers = true
+		return nil
+	}
+	if len(l.devices) > 255 {
+		return errors.New("a line takes 255 devices")
+	}
+	d.unit = l.unit(byte(len(l.devices))) // of its own, whatever address it has
+	j := &job{dev: d, due: now, talk: talk}
+	for i := range d.opt.Map.Points {
+		j.req.Points = append(j.req.Points, i)
+	}
+	l.jobs = append(l.jobs, j)
+	return nil
+}
+
+// restart forgets what stood on the line before it was opened.
+func (l *Line) restart() {
+	for _, d := range l.devices {
+		if d.talker != nil {
+			d.talker.scan.Reset()
+		}
+	}
+	for _, j := range l.jobs {
+		if j.talk != nil {
+			j.talk.reset()
+			j.resume = time.Time{}
+		}
+	}
+}
+
+// converse lets a dialogue hold its round and draws the conclusions, as
+// serve does for a Modbus block.
+func (l *Line) converse(ctx context.Context, j *job, now time.Time, emit func(*telemetry.Group)) {
+	d, u := j.dev, j.dev.unit
+	late := j.resume.IsZero() && now.Sub(j.due) > d.grid.lateAfter()
+	c := &call{ctx: ctx, line: l, dev: d, out: emit}
+	again, err := time.Duration(0), l.still(j, now)
+	if err == nil {
+		again, err = l.round(j, c)
+		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			return
+		}
+		l.heardFrom(u, c, err)
+	}
+	now2 := time.Now()
+	if err == nil && again > 0 {
+		j.resume = now2.Add(again)
+		l.count(func(p *public) { p.busy += now2.Sub(now) })
+		return
+	}
+	j.resume = time.Time{}
+	if err != nil {
+		j.talk.reset()
+		l.fail(j, err, now2, emit)
+	} else {
+		j.failure = nil
+		l.mu.Lock()
+		d.stats.RTT = c.rtt
+		l.mu.Unlock()
+	}
+	next, skipped := d.grid.after(j.due, now2)
+	j.due = next
+	l.account(d, err, late, skipped, now2.Sub(now))
+}
+
+// round calls the dialogue. A panic in it is counted and logged and costs
+// this round only.
+func (l *Line) round(j *job, c *call) (again time.Duration, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			l.log.Error("a poll panicked", "device", j.dev.name, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			l.count(func(p *public) { p.panics++ })
+			l.wire.dirty = true
+			again, err = 0, fmt.Errorf("%w: the answer could not be decoded", ErrMismatch)
+		}
+	}()
+	if err := l.ensureOpen(c.ctx); err != nil {
+		return 0, err
+	}
+	again, err = j.talk.poll(c)
+	if c.changed {
+		c.setMode(l.mode)
+	}
+	if errors.Is(err, ErrGone) {
+		l.hangUp(err)
+	}
+	return again, err
+}
+
+// heardFrom notes whether a unit is there, after a round.
+func (l *Line) heardFrom(u *unit, c *call, err error) {
+	now := time.Now()
+	u.asked += uint64(c.asked)
+	u.bytes += uint64(c.bytes)
+	switch {
+	case err == nil && c.bytes > 0:
+		l.spoke(u, now)
+		u.heard, u.asked, u.bytes, u.bad = now, 0, 0, 0
+		l.open.missed, l.open.wait = 0, 0
+		if l.open.good++; l.open.good == 1 {
+			l.proven(now)
+		}
+	case err == nil, c.asked == 0, errors.Is(err, ErrGone):
+	case c.bytes > 0 && !errors.Is(err, ErrEcho) && !errors.Is(err, ErrTimeout): // damaged, or not what was wanted
+		u.bad++
+		l.spoke(u, now)
+		l.open.missed = 0
+		l.wire.dirty = true
+	default:
+		l.silent(u, now, now.Sub(c.began))
+		l.wire.count.Timeouts++
+		l.wire.dirty = true
+		if l.open.missed++; !l.at.serial && l.open.missed >= 2 {
+			l.hangUp(fmt.Errorf("%w: %w twice in a row", ErrGone, err))
+		}
+	}
+	l.publish(now)
+}
+
+// call is one round with a device as its dialogue sees it.
+type call struct {
+	ctx     context.Context
+	line    *Line
+	dev     *device
+	out     func(*telemetry.Group)
+	began   time.Time // when the first request of the round went out
+	sent    time.Time // when the last one did
+	rtt     time.Duration
+	asked   int // requests
+	bytes   int // received since the first request
+	changed bool
+	scratch []telemetry.Reading
+}
+
+// timeout is how long the device may take to begin its answer.
+func (c *call) timeout() time.Duration { return c.dev.timeout }
+
+// char is the time of one character on the line; 0 on networks.
+func (c *call) char() time.Duration { return c.line.wire.char }
+
+// write waits until the line is quiet and sends p. What is heard meanwhile
+// belongs to no request: it is given to the devices that talk by themselves.
+func (c *call) write(p []byte) error {
+	w := &c.line.wire
+	if err := c.quiet(); err != nil {
+		return err
+	}
+	now := time.Now()
+	if c.began.IsZero() {
+		c.began = now
+	}
+	c.sent = now
+	if err := w.st.WriteAll(p, now.Add(c.dev.timeout+w.char*time.Duration(len(p)))); err != nil {
+		return fmt.Errorf("%w: %w", ErrGone, err) // half a request: the line is of no use
+	}
+	w.last = time.Now()
+	w.count.Requests++
+	w.count.BytesOut += uint64(len(p))
+	c.asked++
+	return nil
+}
+
+// quiet waits for the silence that the device wants before a request, and
+// for a longer one after a disturbance: a late answer must not be taken for
+// the next.
+func (c *call) quiet() error {
+	w := &c.line.wire
+	gap := max(w.gap, c.dev.opt.Map.Gap)
+	if w.dirty {
+		gap = max(gap, silent, w.char*7/2)
+		w.last = time.Now()
+	}
+	give := time.Now().Add(gap + babble)
+	if c.line.talkers {
+		give = time.Now().Add(3 * gap) // they do not fall silent for us
+	}
+	for {
+		now := time.Now()
+		until := w.last.Add(gap)
+		if now.After(give) {
+			until = now // a device that never is silent: it talks by itself
+		}
+		n, err := w.st.ReadSome(w.buf[:], until)
+		switch {
+		case n > 0:
+			c.line.overhear(w.buf[:n], time.Now(), c.out)
+			if now.After(give) {
+				w.dirty = false
+				return c.ctx.Err()
+			}
+		case !errors.Is(err, ErrTimeout):
+			return err
+		case !until.After(time.Now()):
+			w.dirty = false
+			return c.ctx.Err()
+		}
+	}
+}
+
+// read waits for bytes until the deadline. They are valid until the next
+// call of read or write. The error is ErrTimeout or wraps ErrGone.
+func (c *call) read(until time.Time) ([]byte, error) {
+	w := &c.line.wire
+	n, err := w.st.ReadSome(w.buf[:], until)
+	if err != nil {
+		return nil, err
+	}
+	if c.bytes == 0 || c.rtt == 0 {
+		c.rtt = time.Since(c.sent)
+	}
+	c.bytes += n
+	c.line.overhear(w.buf[:n], time.Now(), c.out)
+	return w.buf[:n], nil
+}
+
+// pause waits while nothing is to be said; short waits only: a longer one
+// is what poll returns as again.
+func (c *call) pause(d time.Duration) error {
+	pause(c.ctx, d)
+	return c.ctx.Err()
+}
+
+// emit gives the readings of one frame away, stamped with now: the end of
+// the frame. decode appends them to dst.
+func (c *call) emit(decode func(base uint32, dst []telemetry.Reading) []telemetry.Reading) {
+	l := c.line
+	c.scratch = decode(c.dev.opt.Base, c.scratch[:0])
+	l.wire.count.Answers++
+	if len(c.scratch) == 0 {
+		return // a good frame that speaks of nothing we want
+	}
+	l.group.At = l.clk.Stamp()
+	l.group.Readings = append(l.group.Readings[:0], c.scratch...)
+	c.out(&l.group)
+}
+
+// modeStream is a stream whose speed and format can be changed.
+type modeStream interface{ SetMode(m lineMode) error }
+
+// setMode changes speed and format of the line for the rest of the round.
+// On networks it does nothing: the other side has to know.
+func (c *call) setMode(m lineMode) error {
+	st, ok := c.line.wire.st.(modeStream)
+	if !ok {
+		return nil
+	}
+	if err := st.SetMode(m); err != nil {
+		return fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	c.changed = m != c.line.mode
+	c.line.wire.char = m.char()
+	return nil
+}
+
+// askThenRead is the dialogue that a profile describes with talk.
+type askThenRead struct {
+	dev    *device
+	talk   *profile.Talk
+	scan   *profile.Scanner
+	inited bool
+}
+
+func newAskThenRead(d *device) (*askThenRead, error) {
+	return &askThenRead{dev: d, talk: d.opt.Map.Talk, scan: d.opt.Map.NewScanner()}, nil
+}
+
+func (a *askThenRead) reset() { a.inited = false }
+
+func (a *askThenRead) poll(c *call) (time.Duration, error) {
+	if !a.inited {
+		for i := range a.talk.Init {
+			if err := a.send(c, &a.talk.Init[i], 0); err != nil {
+				return 0, err
+			}
+		}
+		a.inited = true
+	}
+	for i := range a.talk.Ask {
+		if err := a.send(c, &a.talk.Ask[i], 1); err != nil {
+			return 0, err
+		}
+	}
+	return 0, nil
+}
+
+// send sends one message and reads the frames that answer it.
+func (a *askThenRead) send(c *call, s *profile.Send, frames int) error {
+	msg, err := s.Message(a.dev.opt.unit())
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrRequest, err)
+	}
+	if s.Frames != nil {
+		frames = *s.Frames
+	}
+	if err := c.write(msg); err != nil {
+		return err
+	}
+	if err := a.await(c, msg, frames); err != nil || s.Wait == 0 {
+		return err
+	}
+	return c.pause(s.Wait)
+}
+
+// await reads until frames good frames have come.
+func (a *askThenRead) await(c *call, msg []byte, frames int) error {
+	a.scan.Begin()
+	before, got, bad, echoed := c.bytes, 0, a.scan.Bad(), false
+	until := time.Now().Add(c.timeout() + c.char()*time.Duration(len(msg)))
+	for got < frames {
+		b, err := c.read(until)
+		switch {
+		case errors.Is(err, ErrTimeout) && echoed && c.bytes-before == len(msg):
+			return ErrEcho
+		case errors.Is(err, ErrTimeout) && a.scan.Bad() > bad:
+			c.line.wire.count.CRC += a.scan.Bad() - bad
+			return ErrCRC
+		case errors.Is(err, ErrTimeout) && c.bytes > before && (!c.line.talkers || a.scan.Begun()):
+			return ErrShort
+		case err != nil:
+			return err
+		}
+		a.scan.Feed(b, func(raw []byte) {
+			if bytes.Equal(raw, bytes.TrimRight(msg, "\r\n")) || bytes.Equal(raw, msg) {
+				c.line.wire.count.Echoes++
+				echoed = true
+				return
+			}
+			if got++; got <= frames {
+				c.emit(func(base uint32, dst []telemetry.Reading) []telemetry.Reading {
+					return a.dev.opt.Map.DecodeFrame(raw, base, dst)
+				})
+			}
+		})
+		if min := time.Now().Add(c.timeout()); got > 0 && until.Before(min) {
+			until = min // each frame has its own time
+		}
+	}
+	return nil
+}
