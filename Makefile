@@ -33,19 +33,19 @@ unit:
 	fi
 
 # Programs that none of us wrote, for the tests that talk to real peers.
-PEERS = mosquitto mosquitto_sub mbpoll socat cc pkg-config openssl strace
-PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial python3-serial-asyncio mbpoll socat pkg-config openssl strace
+PEERS = mosquitto mosquitto_sub mbpoll socat cc pkg-config openssl strace node
+PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial python3-serial-asyncio python3-cbor2 nodejs mbpoll socat pkg-config openssl strace
 
 peers:
 	@missing=; for p in $(PEERS); do command -v $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	echo '#include <modbus.h>' | cc -E -I/usr/include/modbus - >/dev/null 2>&1 || missing="$$missing libmodbus"; \
-	/usr/bin/python3 -c 'import pymodbus.client, pymodbus.server, serial' >/dev/null 2>&1 || missing="$$missing pymodbus"; \
+	/usr/bin/python3 -c 'import pymodbus.client, pymodbus.server, serial, cbor2' >/dev/null 2>&1 || missing="$$missing pymodbus-or-cbor2"; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
 		echo "installing for the tests:$$missing"; \
 		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(PACKAGES); } >/tmp/tidegate-peers.log 2>&1 \
 			|| { echo "NOT INSTALLED, see below"; tail -5 /tmp/tidegate-peers.log; }; \
 		missing=; for p in $(PEERS); do command -v $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
-		/usr/bin/python3 -c 'import pymodbus.client, pymodbus.server, serial' >/dev/null 2>&1 || missing="$$missing pymodbus"; \
+		/usr/bin/python3 -c 'import pymodbus.client, pymodbus.server, serial, cbor2' >/dev/null 2>&1 || missing="$$missing pymodbus-or-cbor2"; \
 	fi; \
 	if [ -n "$$missing" ]; then \
 		echo "NOT HERE, so the tests with these peers do not run:$$missing"; \

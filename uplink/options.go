@@ -22,7 +22,7 @@ type Options struct {
 	PasswordFile string        `yaml:"password_file" doc:"File whose first line is the password."`
 	Preset       string        `yaml:"preset" enum:"none" doc:"Settings for a known cloud."`
 	Topic        string        `yaml:"topic" doc:"Topic template with {site}, {gateway} and {kind}."`
-	Shape        string        `yaml:"shape" enum:"records,columns" doc:"How batches are written."`
+	Shape        string        `yaml:"shape" enum:"records,columns,packed,influx,senml-json,senml-cbor" doc:"How batches are written; docs/payloads.md shows each."`
 	Compress     string        `yaml:"compress" enum:"none,gzip" doc:"gzip sends messages from 500 bytes on compressed, to a topic ending in /gz."`
 	Batch        Batch         `yaml:"batch" doc:"When a batch is complete."`
 	Inflight     int           `yaml:"inflight" min:"1" max:"100" doc:"How many batches may wait for the broker's acknowledgement."`
@@ -93,7 +93,7 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	}
 	validateTopic(o.Topic, report)
 	if !slices.Contains(payload.Shapes(), o.Shape) {
-		report("shape", fmt.Sprintf("unknown shape %q", o.Shape), "expected "+strings.Join(payload.Shapes(), " or "))
+		report("shape", fmt.Sprintf("unknown shape %q", o.Shape), "expected one of "+strings.Join(payload.Shapes(), ", "))
 	}
 	if o.Compress != "none" && o.Compress != "gzip" {
 		report("compress", fmt.Sprintf("unknown compression %q", o.Compress), "expected none or gzip")

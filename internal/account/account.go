@@ -28,7 +28,7 @@ const (
 
 // Errors of Add.
 var (
-	ErrShape = errors.New("account: not a message of shape records or columns, a tombstone or a status")
+	ErrShape = errors.New("account: not a batch, a tombstone or a status of any known shape")
 	ErrFull  = errors.New("account: more gateways or gaps than can be kept")
 )
 

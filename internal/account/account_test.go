@@ -165,6 +165,41 @@ func TestShapesAgree(t *testing.T) {
 		}
 		return out
 	}
+	for _, shape := range payload.Shapes() {
+		for _, next := range payload.Shapes() {
+			b := New()
+			for i, v := range []bool{true, true, false} {
+				if i == 1 {
+					shape, next = next, shape
+				}
+				if err := b.Add("t", write(shape, telemetry.BoolValue(v), int64(i), i > 0)); err != nil {
+					t.Fatalf("%s: %v", shape, err)
+				}
+			}
+			r := b.Report()
+			// The body of packed is compared as it is: with another shape only by its count.
+			conflicts := int64(1)
+			if shape != next && (shape == "packed" || next == "packed") {
+				conflicts = 0
+			}
+			if r.Received != 1 || r.Repeats+r.Conflicts != 2 || r.Conflicts != conflicts || r.Readings != 7 {
+				t.Errorf("%s then %s:\n%s", next, shape, r.Text())
+			}
+			if l := r.Lanes[0]; l.T0 != 1764000000137 || l.T1 != 1764000002137 {
+				t.Errorf("%s: times %d to %d", next, l.T0, l.T1)
+			}
+		}
+		d, _ := payload.New(shape)
+		b := New()
+		loss, err := d.Loss(nil, &payload.Envelope{Gateway: "g", Epoch: "e", Lane: "data", Lo: 6, Boot: 1},
+			payload.Tombstone{From: 2, To: 5, Batches: 3, Readings: 7, T0: 1764000000000, T1: 1764000000001, Why: "full"})
+		if err != nil || b.Add("t", loss) != nil {
+			t.Fatalf("%s: tombstone: %v %q", shape, err, loss)
+		}
+		if r := b.Report(); r.Dropped != 4 || r.Lost != 1 || r.Lanes[0].Tombstones[0].Readings != 7 {
+			t.Errorf("%s: after a tombstone of 2 to 5:\n%s", shape, r.Text())
+		}
+	}
 	b := New()
 	for _, m := range [][]byte{
 		write("records", telemetry.BoolValue(true), 1, false),
@@ -231,7 +266,9 @@ func TestSameReadingsWrittenOtherwise(t *testing.T) {
 func TestBadMessages(t *testing.T) {
 	b := New()
 	for _, m := range []string{
-		"hello", "[]", "{", `{"a":1}`, `{"records":[]}`, `{"gw":"g","ep":"e","lane":"data","seq":0,"records":[]}`,
+		"hello", "[]", "[{}]", "\x9a", "\x81\xa1\x00", "\x9a\xff\xff\xff\xff", "tidegate_batch", "tidegate_batch,gw=g,lane=data seq=1i 1",
+		"tidegate_batch,gw=g,lane=data ep=\"e\",lo=1i,seq=0i 1", "tidegate_batch,gw=g,lane=data ep=\"e,lo=1i,seq=1i 1", "tidegate_batch,gw=g,lane=data ep=\"e\",lo=1i,seq=1i",
+		`[{"tidegate":1,"gw":"g","ep":"e","lane":"data","seq":0,"lo":1}]`, `{"v":1,"shift":0,"n":-1}` + "\n", `{"gw":"g","ep":"e","lane":"data","shift":0,"n":1}` + "\n", "{", `{"a":1}`, `{"records":[]}`, `{"gw":"g","ep":"e","lane":"data","seq":0,"records":[]}`,
 		`{"gw":"g","ep":"e","lane":"data","seq":-1,"records":[]}`, `{"gw":"g","ep":"e","lane":"data","seq":18446744073709551615,"records":[]}`,
 		`{"gw":"g","ep":"e","lane":"data","seq":1.5,"records":[]}`, `{"gw":"g","lane":"data","seq":1,"records":[]}`,
 		tomb(3, 2, 1, "full"), tomb(1, 2, 1, ""), "\x1f\x8b\x08", gz("hello"),
@@ -494,4 +531,19 @@ func BenchmarkAdd(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/reading")
+}
+
+// FuzzParse: whatever comes from a broker is a message or an error.
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{msg(1, 1), tomb(1, 2, 3, "full"), `{"v":1,"gw":"g","ep":"e","lane":"data","seq":1,"lo":1,"shift":0,"n":1,"t0":1,"t1":1}` + "\n\x01",
+		"tidegate_batch,gw=g,lane=data v=1i,ep=\"e\",lo=1i,boot=1i,seq=3i 1\ntidegate,dev=a,gw=g x=1.5,y.q=\"comm\" 1000000\n",
+		`[{"tidegate":1,"gw":"g","ep":"e","lane":"data","seq":1,"lo":1},{"bn":"g/d/","bt":1.5,"n":"x","v":2}]`,
+		"\x81\xa5\x62gw\x61g\x62ep\x61e\x64lane\x64data\x63seq\x01\x62lo\x01"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		book := New()
+		book.Add("t", b)
+		book.Report()
+	})
 }

@@ -36,6 +36,10 @@ type message struct {
 	body        body
 	Seq, Lo     uint64
 	SeqOf, LoOf map[string]uint64
+
+	opaque      []byte // body of a shape that is compared as it is; nil for others
+	count       int64  // its readings
+	first, last int64  // their times, Unix ms
 }
 
 type dropped struct {
@@ -65,68 +69,105 @@ type column struct {
 
 // parse reads a message and tells what it is.
 func parse(payload []byte) (*message, error) {
-	m := &message{}
-	if trimmed := bytes.TrimSpace(payload); len(trimmed) == 0 || trimmed[0] != '{' {
-		return nil, ErrShape
+	if m, ok, err := parsePacked(payload); ok {
+		return m, err
 	}
+	trimmed := bytes.TrimSpace(payload)
+	switch {
+	case len(trimmed) == 0:
+		return nil, ErrShape
+	case trimmed[0] == '{':
+		return parseJSON(payload)
+	case trimmed[0] == '[':
+		var pack []map[string]json.RawMessage
+		if err := json.Unmarshal(payload, &pack); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrShape, err)
+		}
+		return parseSenML(pack)
+	case payload[0]>>5 == 4: // an array in CBOR
+		pack, err := readCBOR(payload)
+		if err != nil {
+			return nil, err
+		}
+		return parseSenML(pack)
+	case bytes.HasPrefix(payload, []byte("tidegate_")):
+		return parseInflux(payload)
+	}
+	return nil, ErrShape
+}
+
+func parseJSON(payload []byte) (*message, error) {
+	m := &message{}
 	if err := json.Unmarshal(payload, m); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrShape, err)
 	}
-	number := func(raw json.RawMessage, name string, into *uint64) error {
-		if err := json.Unmarshal(raw, into); err != nil || *into > maxNumber {
-			return fmt.Errorf("account: %s is %.40q, not a number", name, raw)
-		}
-		return nil
+	return m, m.settle()
+}
+
+func (m *message) number(raw json.RawMessage, name string, into *uint64) error {
+	if err := json.Unmarshal(raw, into); err != nil || *into > maxNumber {
+		return fmt.Errorf("account: %s is %.40q, not a number", name, raw)
 	}
+	return nil
+}
+
+// settle tells what the message is and checks its envelope.
+func (m *message) settle() error {
 	switch {
 	case m.Dropped != nil:
 		m.body = tombstone
-	case m.Records != nil, m.Columns != nil:
+	case m.Records != nil, m.Columns != nil, m.opaque != nil:
 		m.body = batch
-		if err := number(m.RawSeq, "seq", &m.Seq); err != nil || m.Seq == 0 {
-			return nil, fmt.Errorf("account: batch without a number (seq is %.40q)", m.RawSeq)
+		if err := m.number(m.RawSeq, "seq", &m.Seq); err != nil || m.Seq == 0 {
+			return fmt.Errorf("account: batch without a number (seq is %.40q)", m.RawSeq)
 		}
 	case m.State != "" && len(m.RawSeq) > 0 && m.RawSeq[0] == '{':
-		m.body = status
-		if err := json.Unmarshal(m.RawSeq, &m.SeqOf); err != nil {
-			return nil, fmt.Errorf("account: seq of a status: %w", err)
-		}
-		if len(m.RawLo) > 0 {
-			if err := json.Unmarshal(m.RawLo, &m.LoOf); err != nil {
-				return nil, fmt.Errorf("account: lo of a status: %w", err)
-			}
-		}
-		if m.Epoch == "" || len(m.SeqOf) > 16 {
-			return nil, fmt.Errorf("account: status with epoch %.40q and %d lanes", m.Epoch, len(m.SeqOf))
-		}
-		return m, nil
+		return m.settleStatus()
 	case m.State != "", m.Points != nil, m.Test:
-		return m, nil
+		return nil
 	default:
-		return nil, ErrShape
+		return ErrShape
 	}
 	if m.Gateway == "" || m.Epoch == "" || m.Lane == "" || len(m.Gateway)+len(m.Epoch)+len(m.Lane) > 300 {
-		return nil, fmt.Errorf("account: envelope with gw %.40q, ep %.40q, lane %.40q", m.Gateway, m.Epoch, m.Lane)
+		return fmt.Errorf("account: envelope with gw %.40q, ep %.40q, lane %.40q", m.Gateway, m.Epoch, m.Lane)
 	}
 	if len(m.RawLo) > 0 {
-		if err := number(m.RawLo, "lo", &m.Lo); err != nil {
-			return nil, err
+		return m.number(m.RawLo, "lo", &m.Lo)
+	}
+	return nil
+}
+
+func (m *message) settleStatus() error {
+	m.body = status
+	if err := json.Unmarshal(m.RawSeq, &m.SeqOf); err != nil {
+		return fmt.Errorf("account: seq of a status: %w", err)
+	}
+	if len(m.RawLo) > 0 {
+		if err := json.Unmarshal(m.RawLo, &m.LoOf); err != nil {
+			return fmt.Errorf("account: lo of a status: %w", err)
 		}
 	}
-	return m, nil
+	if m.Epoch == "" || len(m.SeqOf) > 16 {
+		return fmt.Errorf("account: status with epoch %.40q and %d lanes", m.Epoch, len(m.SeqOf))
+	}
+	return nil
 }
 
 // digest stands for the readings of a batch: equal for equal readings in any
-// shape and order. Times are kept apart, because readings taken before the
+// order and any shape but packed, whose body is compared as it is. Times are kept apart, because readings taken before the
 // clock was set may be sent again with corrected times.
 type digest struct {
 	values, timed uint64
 	ok            bool // the times were certain
+	opaque        bool // the body was compared as it is
 	readings      int64
 	first, last   int64
 }
 
 func (d digest) same(o digest) bool {
+	if d.opaque != o.opaque { // another shape: only the count can be compared
+		return d.readings == o.readings
+	}
 	if d.ok && o.ok && d.timed != o.timed {
 		return false
 	}
@@ -135,6 +176,13 @@ func (d digest) same(o digest) bool {
 
 func digestOf(seed maphash.Seed, m *message) (digest, error) {
 	d := digest{ok: m.Clock == "" || m.Clock == "ok"}
+	if m.opaque != nil {
+		d.opaque, d.readings, d.values = true, m.count, maphash.Bytes(seed, m.opaque)
+		if m.Clock != "unsynced" {
+			d.first, d.last = m.first, m.last
+		}
+		return d, nil
+	}
 	var buf []byte
 	add := func(device, point string, t int64, value json.RawMessage, quality string) {
 		buf = append(append(append(buf[:0], device...), 0), point...)

@@ -74,9 +74,15 @@ type Batch struct {
 	Synced  bool
 	Groups  []Group
 
-	arena []Reading
-	keys  []rowKey
+	stored []byte // what DecodeBatch read
+	arena  []Reading
+	keys   []rowKey
 }
+
+// Stored returns the bytes that DecodeBatch read; nil for a batch that was
+// made otherwise. They are the caller's of DecodeBatch: the batch only
+// points at them.
+func (b *Batch) Stored() []byte { return b.stored }
 
 type rowKey struct {
 	t           int64

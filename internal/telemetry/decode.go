@@ -23,7 +23,7 @@ var ErrBatch = errors.New("telemetry: not a batch")
 // Groups come in time order. Bytes that are no batch give an error that
 // wraps ErrBatch, never a panic, and leave b without groups.
 func DecodeBatch(src []byte, b *Batch) error {
-	b.Groups, b.arena, b.keys = b.Groups[:0], b.arena[:0], b.keys[:0]
+	b.stored, b.Groups, b.arena, b.keys = nil, b.Groups[:0], b.arena[:0], b.keys[:0]
 	d := decoder{src: src}
 	if v := d.byte(); v != batchVersion {
 		return fmt.Errorf("%w: version %d, this program reads %d", ErrBatch, v, batchVersion)
@@ -58,6 +58,7 @@ func DecodeBatch(src []byte, b *Batch) error {
 			Readings: b.arena[k.first : k.first+k.cols : k.first+k.cols],
 		})
 	}
+	b.stored = src
 	return nil
 }
 

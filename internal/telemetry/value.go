@@ -92,6 +92,14 @@ func (v Value) Mantissa() int64 {
 	return 0
 }
 
+// Unsigned returns the mantissa of a Uint, else 0.
+func (v Value) Unsigned() uint64 {
+	if v.kind == Uint {
+		return v.num
+	}
+	return 0
+}
+
 // Float returns the value as a float64, NaN for texts and None.
 func (v Value) Float() float64 {
 	switch v.kind {

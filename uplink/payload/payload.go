@@ -9,6 +9,7 @@ package payload
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"tidegate/internal/clock"
@@ -56,7 +57,9 @@ type Dialect interface {
 }
 
 // Shapes returns the names New knows.
-func Shapes() []string { return []string{"records", "columns"} }
+func Shapes() []string {
+	return []string{"records", "columns", "packed", "influx", "senml-json", "senml-cbor"}
+}
 
 // New returns the dialect of a shape; "" is records.
 func New(shape string) (Dialect, error) {
@@ -65,8 +68,16 @@ func New(shape string) (Dialect, error) {
 		return &records{}, nil
 	case "columns":
 		return &columns{}, nil
+	case "packed":
+		return &packed{}, nil
+	case "influx":
+		return &influx{}, nil
+	case "senml-json":
+		return &senml{}, nil
+	case "senml-cbor":
+		return &senml{cbor: true}, nil
 	}
-	return nil, fmt.Errorf("payload: unknown shape %q, expected records or columns", shape)
+	return nil, fmt.Errorf("payload: unknown shape %q, expected one of %s", shape, strings.Join(Shapes(), ", "))
 }
 
 // appendEnvelope writes the fields before the body, with the opening brace

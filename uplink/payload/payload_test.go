@@ -116,6 +116,9 @@ func TestGolden(t *testing.T) {
 		{"columns", "columns", mustData(t, "columns", testBatch(c), c, asWall, false)},
 		{"columns-history", "columns", mustData(t, "columns", testBatch(c), c, asWall, true)},
 		{"columns-corrected", "columns", mustData(t, "columns", unsynced, c, known, false)},
+		{"senml", "senml", mustData(t, "senml-json", testBatch(c), c, asWall, true)},
+		{"senml-tombstone", "senml", loss("senml-json", Tombstone{5, 9, 5, 4812, t0, t0 + 5000, "full"})},
+		{"packed-head", "packed", packedHead(t, mustData(t, "packed", unsynced, c, known, true))},
 		{"tombstone", "tombstone", loss("records", Tombstone{5, 9, 5, 4812, t0, t0 + 5000, "full"})},
 		{"tombstone-unknown", "tombstone", loss("columns", Tombstone{10, 10, 1, -1, 0, 0, "corrupt"})},
 		{"meta", "meta", Meta(about, c)},
@@ -326,7 +329,8 @@ func TestSizeBudget(t *testing.T) {
 		shape string
 		zip   bool
 		most  float64
-	}{{"records", false, 22}, {"columns", false, 7}, {"columns", true, 2}} {
+	}{{"records", false, 22}, {"columns", false, 7}, {"columns", true, 2}, {"packed", false, 1.5},
+		{"influx", false, 22}, {"senml-json", false, 60}, {"senml-cbor", false, 30}} {
 		out := mustData(t, x.shape, b, c, asWall, false)
 		if x.zip {
 			packed, ok := z.Append(nil, out)
@@ -368,6 +372,7 @@ func TestGzip(t *testing.T) {
 // no allocation.
 func TestNoAllocations(t *testing.T) {
 	c, b := drifting(20)
+	b = stored(t, b)
 	for _, shape := range Shapes() {
 		d, _ := New(shape)
 		e := envelope()
@@ -381,6 +386,7 @@ func TestNoAllocations(t *testing.T) {
 
 func benchmarkData(b *testing.B, shape string) {
 	c, batch := drifting(20)
+	batch = stored(b, batch)
 	d, err := New(shape)
 	if err != nil {
 		b.Fatal(err)
@@ -396,6 +402,10 @@ func benchmarkData(b *testing.B, shape string) {
 }
 
 func BenchmarkRecords(b *testing.B) { benchmarkData(b, "records") }
+func BenchmarkPacked(b *testing.B)  { benchmarkData(b, "packed") }
+func BenchmarkInflux(b *testing.B)  { benchmarkData(b, "influx") }
+func BenchmarkSenML(b *testing.B)   { benchmarkData(b, "senml-json") }
+func BenchmarkCBOR(b *testing.B)    { benchmarkData(b, "senml-cbor") }
 func BenchmarkColumns(b *testing.B) { benchmarkData(b, "columns") }
 
 func BenchmarkColumnsGzip(b *testing.B) {
