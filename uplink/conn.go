@@ -131,6 +131,7 @@ type wire struct {
 
 	mu     sync.Mutex
 	proof  map[uint16]*proof
+	quick  uint64 // messages of quality 0 that were written
 	err    error
 	dead   chan struct{} // closed with the first error
 	closed bool
@@ -331,15 +332,28 @@ func (w *wire) Write(p []byte) (int, error) {
 		}
 		w.fail(err)
 	}
-	if publish {
+	switch {
+	case publish:
 		w.mu.Lock()
 		if x := w.proof[id]; x != nil {
 			x.written = time.Now()
 		}
 		w.mu.Unlock()
 		w.wake()
+	case p[0]>>4 == publishType:
+		w.mu.Lock()
+		w.quick++
+		w.mu.Unlock()
+		w.wake()
 	}
 	return n, err
+}
+
+// quickly returns how many messages of quality 0 were written.
+func (w *wire) quickly() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.quick
 }
 
 // lastAlert reads what the peer said before it reset the connection. In TLS

@@ -265,8 +265,8 @@ func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) 
 	}
 }
 
-// message is what the tests read of a message.
-type message struct {
+// arrived is what the tests read of a arrived.
+type arrived struct {
 	Topic   string
 	V       int
 	GW, EP  string
@@ -289,7 +289,7 @@ type message struct {
 	Arrival sim.Arrival
 }
 
-func parse(t testing.TB, a sim.Arrival) message {
+func parse(t testing.TB, a sim.Arrival) arrived {
 	t.Helper()
 	b := a.Payload
 	if strings.HasSuffix(a.Topic, "/gz") {
@@ -301,7 +301,7 @@ func parse(t testing.TB, a sim.Arrival) message {
 			t.Fatal(err)
 		}
 	}
-	m := message{Topic: a.Topic, Arrival: a}
+	m := arrived{Topic: a.Topic, Arrival: a}
 	if strings.HasSuffix(a.Topic, "/status") {
 		var status struct{ State string }
 		if err := json.Unmarshal(b, &status); err != nil {
@@ -316,8 +316,8 @@ func parse(t testing.TB, a sim.Arrival) message {
 	return m
 }
 
-func messages(t testing.TB, s *sim.Script) []message {
-	var out []message
+func messages(t testing.TB, s *sim.Script) []arrived {
+	var out []arrived
 	for _, a := range s.Received() {
 		out = append(out, parse(t, a))
 	}

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
-
-	"tidegate/uplink/payload"
 )
 
 // link is one connection and the MQTT client that was made for it.
@@ -20,6 +18,7 @@ type link struct {
 	client mqtt.Client
 	wire   *wire
 	lost   chan error // 1-buffered: the client gave the connection up
+	in     chan incoming
 }
 
 // publishWait is how long a Publish may wait for the client to take the
@@ -83,7 +82,7 @@ func tcpStage(err error) stage {
 // connect speaks MQTT on an open connection; with a will if this is the
 // gateway itself. The wire is closed if it fails.
 func (u *Uplink) connect(ctx context.Context, w *wire, will bool) (*link, *Error) {
-	l := &link{wire: w, lost: make(chan error, 1)}
+	l := &link{wire: w, lost: make(chan error, 1), in: make(chan incoming, 16)}
 	password, err := u.password()
 	if err != nil {
 		w.abort()
@@ -98,8 +97,8 @@ func (u *Uplink) connect(ctx context.Context, w *wire, will bool) (*link, *Error
 		SetConnectTimeout(u.tune.connect).SetWriteTimeout(publishWait).
 		SetConnectionLostHandler(func(_ mqtt.Client, err error) { l.lost <- err }).
 		SetCustomOpenConnectionFn(func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return w, nil })
-	if will {
-		o.SetBinaryWill(u.topicOf("status"), payload.Status(u.state("lost", nil)), 1, true)
+	if m, ok := u.speaker.will(); will && ok {
+		o.SetBinaryWill(m.topic, m.body, 1, m.retained)
 	}
 	l.client = mqtt.NewClient(o)
 	stop := context.AfterFunc(ctx, w.abort)
@@ -174,6 +173,50 @@ func (l *link) publish(topic string, retained bool, b []byte) (*mqtt.PublishToke
 	default:
 		return token, nil
 	}
+}
+
+// publishQuick is publish with quality 0: nothing proves that it arrived.
+func (l *link) publishQuick(topic string, retained bool, b []byte) error {
+	token := l.client.Publish(topic, 0, retained, b)
+	select {
+	case <-l.wire.dead:
+		return l.wire.cause()
+	case <-token.Done():
+		return token.Error()
+	default:
+		return nil
+	}
+}
+
+// subscribe asks for a topic filter with quality 1; what comes is put into
+// l.in. It waits for the broker's answer, at most the limit. A refused filter
+// is an Error, and the connection stays good.
+func (l *link) subscribe(filter, who string, limit time.Duration) error {
+	token := l.client.Subscribe(filter, 1, func(_ mqtt.Client, m mqtt.Message) {
+		select {
+		case l.in <- incoming{topic: m.Topic(), body: m.Payload(), retained: m.Retained(), again: m.Duplicate()}:
+		case <-l.wire.dead:
+		}
+	}).(*mqtt.SubscribeToken)
+	wait := time.NewTimer(limit)
+	defer wait.Stop()
+	select {
+	case <-l.wire.dead:
+		return l.wire.cause()
+	case err := <-l.lost:
+		return err
+	case <-wait.C:
+		return errStalled
+	case <-token.Done():
+	}
+	if err := token.Error(); err != nil && token.Result()[filter] != 0x80 {
+		return err
+	}
+	if token.Result()[filter] > 2 {
+		return &Error{Code: "subscribe-refused", Msg: fmt.Sprintf("the broker does not let %s listen to %s", who, filter),
+			Likely: "an access rule of the broker", Try: "ask the cloud team for read access to this topic"}
+	}
+	return nil
 }
 
 // proven tells whether the PUBACK for this very publish came on this

@@ -109,7 +109,7 @@ func (m *mosquitto) url() string { return fmt.Sprint("mqtts://127.0.0.1:", m.por
 // listener is mosquitto_sub, started again when the broker takes it down.
 type listener struct {
 	mu   sync.Mutex
-	got  []message
+	got  []arrived
 	raw  []string
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -132,7 +132,7 @@ func (m *mosquitto) listen(identity string, topic string) *listener {
 			}
 			for lines := bufio.NewScanner(out); lines.Scan(); {
 				topic, body, _ := strings.Cut(lines.Text(), " ")
-				msg := message{Topic: topic}
+				msg := arrived{Topic: topic}
 				if json.Unmarshal([]byte(body), &msg) == nil {
 					l.mu.Lock()
 					l.got = append(l.got, msg)

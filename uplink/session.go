@@ -25,16 +25,25 @@ type session struct {
 	window   int      // batches and tombstones in flight
 	bytes    int      // of them
 	budget   budget
-	progress time.Time // last acknowledgement
-	last     uint16    // number of the message handed over last
-	spare    [][]byte  // buffers to use again
+	progress time.Time  // last acknowledgement
+	queue    []outgoing // what is said next, one after the other
+	said     []message  // scratch of the speaker
+	last     uint16     // number of the message handed over last
+	quick    uint64     // messages of quality 0 handed over
+	spare    [][]byte   // buffers to use again
 
 	metaSent   map[string]bool // catalogs described on this connection
 	nextStatus time.Time
 	nextMeta   time.Time
 	retryAt    time.Time // after an error of the source
 	batch      telemetry.Batch
-	plain      []byte
+}
+
+// outgoing is a message that waits until the client is free, and what its
+// acknowledgement means.
+type outgoing struct {
+	message
+	flight flight
 }
 
 // flight is a message that waits for its PUBACK.
@@ -60,6 +69,18 @@ func (u *Uplink) session(ctx context.Context, src Source) *Error {
 	s.order = newOrder(u, src)
 	s.budget.reset()
 	s.progress = s.began
+	for _, f := range u.speaker.filters() {
+		switch err := l.subscribe(f, u.clientID(), u.tune.connect).(type) {
+		case nil:
+		case *Error:
+			u.log.Warn("what the cloud says is not heard", "code", err.Code, "error", err.Error())
+			u.count(func(st *Stats) { st.Deaf = err })
+		default:
+			l.end(false)
+			u.thrown = 0
+			return explain(atSession, s.whyLost(err), u.situation())
+		}
+	}
 	u.poison.passed = false
 	u.count(func(st *Stats) { st.Sessions++ })
 	u.setState(StateOnline, nil)
@@ -114,6 +135,10 @@ func (s *session) run(ctx context.Context) error {
 			return s.link.wire.cause()
 		case <-s.head():
 		case <-s.link.wire.notify:
+		case m := <-s.link.in:
+			if err := s.u.speaker.heard(s, m); err != nil {
+				return err
+			}
 		case <-s.src.Changed():
 		case <-timer.C:
 		}
@@ -279,7 +304,12 @@ func (s *session) settle(cause error) {
 			oldest = k
 		}
 	}
-	s.flights = nil
+	for i := range s.queue { // a part of it may have been sent
+		if f := &s.queue[i].flight; f.item.Seq != 0 {
+			s.u.unacked[key{f.item.Lane, f.item.Seq}] = true
+		}
+	}
+	s.flights, s.queue = nil, nil
 	if cause == nil || !peerClosed(cause) || oldest.seq != 0 || time.Since(s.began) >= s.u.tune.stable {
 		s.u.thrown = 0
 	} else {
@@ -316,7 +346,7 @@ func (s *session) limit() int {
 
 // busy tells whether the client still writes the message handed over last.
 func (s *session) busy() bool {
-	return s.last != 0 && s.link.wire.proofOf(s.last).written.IsZero()
+	return s.last != 0 && s.link.wire.proofOf(s.last).written.IsZero() || s.link.wire.quickly() < s.quick
 }
 
 // fill hands messages over as long as there is room and the client is free.
@@ -326,12 +356,22 @@ func (s *session) fill(ctx context.Context) error {
 			return nil
 		}
 		s.last = 0
-		if sent, err := s.announce(); err != nil {
-			return err
-		} else if sent {
+		if len(s.queue) > 0 {
+			out := s.queue[0]
+			if s.queue = s.queue[1:]; len(s.queue) == 0 {
+				s.queue = nil
+			}
+			if err := s.send(out.message, out.flight); err != nil {
+				return err
+			}
 			continue
 		}
-		if !s.room() {
+		if due, err := s.announce(); err != nil {
+			return err
+		} else if due {
+			continue
+		}
+		if !s.room() || !s.u.speaker.ready() {
 			return nil
 		}
 		if !s.retryAt.IsZero() {
@@ -349,13 +389,13 @@ func (s *session) fill(ctx context.Context) error {
 	return nil
 }
 
-// announce sends status and metadata when they are due.
+// announce says status and metadata when they are due.
 func (s *session) announce() (bool, error) {
 	now := time.Now()
 	switch {
 	case !now.Before(s.nextStatus):
 		s.nextStatus = now.Add(s.u.tune.status)
-		return true, s.send(s.u.topicOf("status"), true, payload.Status(s.u.state("online", s.src)), flight{})
+		return true, s.say(s.u.speaker.status(s))
 	case !now.Before(s.nextMeta):
 		s.nextMeta = now.Add(s.u.tune.meta)
 		return true, s.describe(s.u.env.Catalog, true)
@@ -363,13 +403,18 @@ func (s *session) announce() (bool, error) {
 	return false, nil
 }
 
-// describe sends the metadata message of a catalog. Only the present one is
-// retained: an old one is told to those who listen now.
-func (s *session) describe(c *telemetry.Catalog, retained bool) error {
-	e := &s.u.env
+// say queues messages that stand for no batch.
+func (s *session) say(out []message, err error) error {
+	for _, m := range out {
+		s.queue = append(s.queue, outgoing{message: m})
+	}
+	return err
+}
+
+// describe says what the points of a catalog are.
+func (s *session) describe(c *telemetry.Catalog, present bool) error {
 	s.metaSent[c.Hash()] = true
-	return s.send(s.u.topicOf("meta"), retained, payload.Meta(payload.About{Gateway: e.Gateway, Site: e.Site, Version: e.Version,
-		Labels: e.Labels, Devices: e.Devices, Sent: time.Now().UnixMilli()}, c), flight{})
+	return s.say(s.u.speaker.describe(s, c, present))
 }
 
 // next sends the next batch or tombstone. false: there is none, or not now.
@@ -397,13 +442,32 @@ func (s *session) envelope(lane string, seq uint64) *payload.Envelope {
 }
 
 func (s *session) tombstone(l *Loss) error {
-	b, err := s.u.dialect.Loss(s.buffer(), s.envelope(l.Lane, 0), payload.Tombstone{From: l.From, To: l.To,
-		Batches: l.Batches, Readings: l.Readings, T0: l.T0, T1: l.T1, Why: l.Why})
-	if err != nil {
+	var err error
+	if s.said, err = s.u.speaker.loss(s.said[:0], s, l); err != nil {
 		s.u.log.Error("a loss cannot be told", "error", err)
 		return nil
 	}
-	return s.send(s.u.topicOf("up"), false, b, flight{loss: l, counts: true})
+	if len(s.said) == 0 {
+		return s.src.AckLoss(*l)
+	}
+	return s.post(flight{loss: l, counts: true})
+}
+
+// post sends what the speaker said; the acknowledgement of the last message
+// is that of the flight.
+func (s *session) post(f flight) error {
+	last := len(s.said) - 1
+	if last == 0 {
+		return s.send(s.said[0], f)
+	}
+	for i, m := range s.said {
+		out := outgoing{message: m}
+		if i == last {
+			out.flight = f
+		}
+		s.queue = append(s.queue, out)
+	}
+	return nil
 }
 
 // batchOut encodes and sends one batch. A batch that cannot be read is set
@@ -430,31 +494,26 @@ func (s *session) batchOut(item Item, history bool) error {
 	}
 	delete(u.unread, k)
 	var err error
-	if s.plain, err = u.dialect.Data(s.plain[:0], s.envelope(item.Lane, item.Seq), &s.batch, c, u.env.Clock.Resolve, history); err != nil {
+	if s.said, err = u.speaker.batch(s.said[:0], s, item, c, history); err != nil {
 		u.log.Error("batch cannot be written", "lane", k.lane, "seq", k.seq, "error", err)
 		u.setAside(s.src, k, "corrupt")
 		return nil
 	}
-	topic, out := u.topicOf("up"), s.buffer()
-	if item.Lane == laneEvent {
-		topic = u.topicOf("event")
-	}
-	packed := false
-	if item.Lane == laneData && u.opts.Compress == "gzip" {
-		if out, packed = u.zip.Append(out, s.plain); packed {
-			topic += "/gz"
-		}
-	}
-	if !packed {
-		out = append(out, s.plain...)
+	size := 0
+	for i := range s.said {
+		size += len(s.said[i].body)
 	}
 	item.Bytes = nil
+	if size == 0 {
+		s.src.Ack(item.Lane, item.Seq)
+		return nil
+	}
 	s.order.flying[k] = true
-	s.order.sent(len(out), history && item.Lane == laneData)
+	s.order.sent(size, history && item.Lane == laneData)
 	if u.unacked[k] {
 		u.count(func(st *Stats) { st.Repeats++ })
 	}
-	return s.send(topic, false, out, flight{item: item, counts: true})
+	return s.post(flight{item: item, counts: true})
 }
 
 // unreadable postpones a batch whose catalog cannot be had: it may be a
@@ -474,9 +533,13 @@ func (s *session) unreadable(k key, hash string, err error) {
 }
 
 // send hands a message over and puts it at the end of the flights.
-func (s *session) send(topic string, retained bool, b []byte, f flight) error {
-	f.at, f.buf = time.Now(), b
-	token, err := s.link.publish(topic, retained, b)
+func (s *session) send(m message, f flight) error {
+	if m.quick {
+		s.quick++
+		return s.whyNot(s.link.publishQuick(m.topic, m.retained, m.body))
+	}
+	f.at, f.buf = time.Now(), m.body
+	token, err := s.link.publish(m.topic, m.retained, m.body)
 	if err != nil {
 		return s.whyLost(err)
 	}
@@ -487,9 +550,17 @@ func (s *session) send(topic string, retained bool, b []byte, f flight) error {
 		return nil
 	}
 	s.window++
-	s.bytes += len(b)
+	s.bytes += len(m.body)
 	s.u.count(func(st *Stats) { st.Published++; st.InFlight = s.window })
 	return nil
+}
+
+// whyNot is whyLost for what may have gone well.
+func (s *session) whyNot(err error) error {
+	if err == nil {
+		return nil
+	}
+	return s.whyLost(err)
 }
 
 // buffer returns an empty buffer, one that was used before if there is one.
@@ -512,12 +583,19 @@ func (s *session) leave() error {
 		if err := s.acknowledge(); err != nil {
 			return err
 		}
-		if len(s.flights) == 0 {
+		if len(s.flights) == 0 && len(s.queue) == 0 && !s.busy() {
 			if told {
 				return nil
 			}
 			told = true
-			if err := s.send(s.u.topicOf("status"), true, payload.Status(s.u.state("offline", s.src)), flight{}); err != nil {
+			if err := s.say(s.u.speaker.goodbye(s)); err != nil {
+				return err
+			}
+		}
+		for len(s.queue) > 0 && !s.busy() {
+			out := s.queue[0]
+			s.queue, s.last = s.queue[1:], 0
+			if err := s.send(out.message, out.flight); err != nil {
 				return err
 			}
 		}

@@ -31,6 +31,7 @@ type Stats struct {
 	BytesIn  int64 // on the wire, TLS included
 	BytesOut int64
 
+	Deaf     *Error // the broker refused to let us listen, nil when it did not
 	Err      *Error // the last one, nil while none; it stays after recovery
 	ErrAt    time.Time
 	CertDays int // days left of the client certificate, -1 without one

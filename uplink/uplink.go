@@ -96,8 +96,7 @@ type Uplink struct {
 	env     Env
 	broker  broker
 	id      identity
-	dialect payload.Dialect
-	zip     payload.Gzip
+	speaker speaker
 	log     *slog.Logger
 	tune    tuning
 	meter   meter
@@ -169,12 +168,13 @@ func New(o Options, env Env) (*Uplink, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &Uplink{opts: o, env: env, broker: b, dialect: d, tune: defaultTuning(),
+	u := &Uplink{opts: o, env: env, broker: b, tune: defaultTuning(),
 		log: env.Logger.With("uplink", b.String()), unacked: map[key]bool{}, unread: map[key]int{}}
 	// A link that is back is used within two keep-alives, as a dead one is noticed within two.
 	u.tune.backoffMax = min(u.tune.backoffMax, 2*o.Keepalive)
 	u.tune.connect = min(u.tune.connect, max(2*o.Keepalive, 10*time.Second))
 	u.id.opts = &u.opts
+	u.speaker = &envelopes{u: u, dialect: d}
 	u.stats.State = StateAway
 	u.stats.Since = time.Now()
 	return u, nil
@@ -259,6 +259,13 @@ func (u *Uplink) clientID() string {
 		return u.opts.ClientID
 	}
 	return u.env.Gateway
+}
+
+// about is what the metadata message says beside the points.
+func (u *Uplink) about() payload.About {
+	e := &u.env
+	return payload.About{Gateway: e.Gateway, Site: e.Site, Version: e.Version, Labels: e.Labels, Devices: e.Devices,
+		Sent: time.Now().UnixMilli()}
 }
 
 // topicOf fills the topic template for a kind.

@@ -1,0 +1,109 @@
+package uplink
+
+import (
+	"tidegate/internal/telemetry"
+	"tidegate/uplink/payload"
+)
+
+// message is one PUBLISH.
+type message struct {
+	topic    string
+	body     []byte
+	retained bool
+	quick    bool // quality 0: never the last message of a batch
+}
+
+// incoming is a message from the broker.
+type incoming struct {
+	topic    string
+	body     []byte
+	retained bool
+	again    bool // the broker marks it as a repeat
+}
+
+// speaker decides what is said on a connection, and to which topics: the
+// messages of docs/payloads.md, or what a platform prescribes. All methods
+// but will are called by the goroutine of the session. The bodies of
+// messages stay untouched until they are acknowledged.
+type speaker interface {
+	// will is what the broker says when the connection breaks; ok is false
+	// for nothing. It is called before each CONNECT.
+	will() (m message, ok bool)
+	// filters are the topics to listen to; heard takes what comes there.
+	filters() []string
+	heard(s *session, m incoming) error
+	// status is said at once and then each minute.
+	status(s *session) ([]message, error)
+	// describe says what the points of a catalog are: the present one at
+	// once and daily, an old one before the first batch that needs it.
+	describe(s *session, c *telemetry.Catalog, present bool) ([]message, error)
+	// ready tells whether batches may go now.
+	ready() bool
+	// batch appends the messages of the batch that the session has decoded.
+	// The PUBACK of the last one acknowledges it; no message at all means
+	// that nobody needs it. An error sets the batch aside.
+	batch(dst []message, s *session, item Item, c *telemetry.Catalog, history bool) ([]message, error)
+	// loss appends the messages that tell of a loss, likewise.
+	loss(dst []message, s *session, l *Loss) ([]message, error)
+	// goodbye is said before an intended end.
+	goodbye(s *session) ([]message, error)
+}
+
+// envelopes is the speaker of docs/payloads.md: its own topics, one message a
+// batch, in any shape.
+type envelopes struct {
+	u       *Uplink
+	dialect payload.Dialect
+	zip     payload.Gzip
+	plain   []byte
+}
+
+func (p *envelopes) will() (message, bool) {
+	return message{topic: p.u.topicOf("status"), body: payload.Status(p.u.state("lost", nil)), retained: true}, true
+}
+
+func (p *envelopes) filters() []string                    { return nil }
+func (p *envelopes) heard(*session, incoming) error       { return nil }
+func (p *envelopes) ready() bool                          { return true }
+func (p *envelopes) status(s *session) ([]message, error) { return p.state("online", s), nil }
+func (p *envelopes) goodbye(s *session) ([]message, error) {
+	return p.state("offline", s), nil
+}
+
+func (p *envelopes) state(word string, s *session) []message {
+	return []message{{topic: p.u.topicOf("status"), body: payload.Status(p.u.state(word, s.src)), retained: true}}
+}
+
+// describe: only the present catalog is retained; an old one is told to
+// those who listen now.
+func (p *envelopes) describe(s *session, c *telemetry.Catalog, present bool) ([]message, error) {
+	return []message{{topic: p.u.topicOf("meta"), body: payload.Meta(p.u.about(), c), retained: present}}, nil
+}
+
+func (p *envelopes) batch(dst []message, s *session, item Item, c *telemetry.Catalog, history bool) ([]message, error) {
+	u := p.u
+	var err error
+	if p.plain, err = p.dialect.Data(p.plain[:0], s.envelope(item.Lane, item.Seq), &s.batch, c, u.env.Clock.Resolve, history); err != nil {
+		return dst, err
+	}
+	topic, out := u.topicOf("up"), s.buffer()
+	if item.Lane == laneEvent {
+		topic = u.topicOf("event")
+	}
+	packed := false
+	if item.Lane == laneData && u.opts.Compress == "gzip" {
+		if out, packed = p.zip.Append(out, p.plain); packed {
+			topic += "/gz"
+		}
+	}
+	if !packed {
+		out = append(out, p.plain...)
+	}
+	return append(dst, message{topic: topic, body: out}), nil
+}
+
+func (p *envelopes) loss(dst []message, s *session, l *Loss) ([]message, error) {
+	b, err := p.dialect.Loss(s.buffer(), s.envelope(l.Lane, 0), payload.Tombstone{From: l.From, To: l.To,
+		Batches: l.Batches, Readings: l.Readings, T0: l.T0, T1: l.T1, Why: l.Why})
+	return append(dst, message{topic: p.u.topicOf("up"), body: b}), err
+}
