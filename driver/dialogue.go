@@ -275,12 +275,21 @@ func (c *call) emit(decode func(base uint32, dst []telemetry.Reading) []telemetr
 	l := c.line
 	c.scratch = decode(c.dev.opt.Base, c.scratch[:0])
 	l.wire.count.Answers++
-	if len(c.scratch) == 0 {
-		return // a good frame that speaks of nothing we want
-	}
-	l.group.At = l.clk.Stamp()
-	l.group.Readings = append(l.group.Readings[:0], c.scratch...)
-	c.out(&l.group)
+	l.tell(c.dev, c.scratch, c.out)
+}
+
+// tell emits the readings of one frame, which ends now: a group for each
+// record that was not told before. A good frame may speak of nothing we want.
+func (l *Line) tell(d *device, all []telemetry.Reading, emit func(*telemetry.Group)) {
+	at := l.clk.Stamp()
+	profile.Groups(all, func(g []telemetry.Reading) {
+		if !d.memory.New(g, d.opt.Base) {
+			return
+		}
+		l.group.At = at
+		l.group.Readings = append(l.group.Readings[:0], g...)
+		emit(&l.group)
+	})
 }
 
 // modeStream is a stream whose speed and format can be changed.
@@ -355,31 +364,39 @@ func (a *askThenRead) await(c *call, msg []byte, frames int) error {
 	a.scan.Begin()
 	before, got, bad, echoed := c.bytes, 0, a.scan.Bad(), false
 	until := time.Now().Add(c.timeout() + c.char()*time.Duration(len(msg)))
+	take := func(raw []byte) {
+		if bytes.Equal(raw, bytes.TrimRight(msg, "\r\n")) || bytes.Equal(raw, msg) {
+			c.line.wire.count.Echoes++
+			echoed = true
+			return
+		}
+		if got++; got <= frames {
+			c.emit(func(base uint32, dst []telemetry.Reading) []telemetry.Reading {
+				return a.dev.opt.Map.DecodeFrame(raw, base, dst)
+			})
+		}
+	}
 	for got < frames {
 		b, err := c.read(until)
+		begun := a.scan.Begun()
+		if errors.Is(err, ErrTimeout) && begun {
+			a.scan.Flush(take) // what began was no frame; behind it may be one
+			if got >= frames {
+				return nil
+			}
+		}
 		switch {
 		case errors.Is(err, ErrTimeout) && echoed && c.bytes-before == len(msg):
 			return ErrEcho
 		case errors.Is(err, ErrTimeout) && a.scan.Bad() > bad:
 			c.line.wire.count.CRC += a.scan.Bad() - bad
 			return ErrCRC
-		case errors.Is(err, ErrTimeout) && c.bytes > before && (!c.line.talkers || a.scan.Begun()):
+		case errors.Is(err, ErrTimeout) && c.bytes > before && (!c.line.talkers || begun):
 			return ErrShort
 		case err != nil:
 			return err
 		}
-		a.scan.Feed(b, func(raw []byte) {
-			if bytes.Equal(raw, bytes.TrimRight(msg, "\r\n")) || bytes.Equal(raw, msg) {
-				c.line.wire.count.Echoes++
-				echoed = true
-				return
-			}
-			if got++; got <= frames {
-				c.emit(func(base uint32, dst []telemetry.Reading) []telemetry.Reading {
-					return a.dev.opt.Map.DecodeFrame(raw, base, dst)
-				})
-			}
-		})
+		a.scan.Feed(b, take)
 		if min := time.Now().Add(c.timeout()); got > 0 && until.Before(min) {
 			until = min // each frame has its own time
 		}

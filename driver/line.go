@@ -79,6 +79,7 @@ type device struct {
 	timeout time.Duration
 	grid    grid
 	talker  *talker // of a device that talks by itself, else nil
+	memory  *profile.Memory
 
 	// guarded by Line.mu
 	stats  DeviceStats
@@ -161,6 +162,7 @@ func (l *Line) addDevice(o *Device, now time.Time) error {
 	}
 	d := &device{name: o.Name, opt: o, timeout: o.timeout(l.timeout), grid: newGrid(l.name, o.Name, o.every())}
 	d.stats = DeviceStats{Name: o.Name, Unit: o.unit(), State: "init", Every: o.every()}
+	d.memory = o.Map.NewMemory()
 	l.devices = append(l.devices, d)
 	if l.at.kind == kindListen {
 		return l.addSerial(d, now)

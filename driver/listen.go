@@ -22,6 +22,7 @@ type talker struct {
 	cause   telemetry.Cause
 	told    time.Time // when a failure was last emitted
 	bad     uint64    // damaged frames already accounted for
+	frame   []telemetry.Reading
 }
 
 func newTalker(d *device, now time.Time) *talker {
@@ -30,6 +31,10 @@ func newTalker(d *device, now time.Time) *talker {
 
 // deadline is how long the device may be silent before its points are stale.
 func (t *talker) deadline() time.Duration { return max(5*t.every, 30*time.Second) }
+
+// stuck is how long a frame may pause: what is there after a longer silence
+// is no frame, or not the beginning of one.
+const stuck = 2 * time.Second
 
 // listenSlice is how long one read waits: a stop is obeyed within it.
 const listenSlice = 250 * time.Millisecond
@@ -69,6 +74,12 @@ func (l *Line) listen(ctx context.Context, emit func(*telemetry.Group)) time.Tim
 		l.overhear(l.wire.buf[:n], now, emit)
 	case !errors.Is(err, ErrTimeout):
 		l.hangUp(err)
+	case now.Sub(l.wire.last) > stuck:
+		for _, d := range l.devices {
+			if d.talker != nil && d.talker.scan.Begun() {
+				l.feed(d, nil, now, emit)
+			}
+		}
 	}
 	quiet := true
 	for _, d := range l.devices {
@@ -98,7 +109,8 @@ func (l *Line) overhear(b []byte, now time.Time, emit func(*telemetry.Group)) {
 	}
 }
 
-// feed gives bytes to a device's scanner and emits what it makes of them.
+// feed gives bytes to a device's scanner and emits what it makes of them. No
+// bytes mean that the line has been silent for long.
 func (l *Line) feed(d *device, b []byte, now time.Time, emit func(*telemetry.Group)) {
 	t := d.talker
 	var panicked error
@@ -111,17 +123,16 @@ func (l *Line) feed(d *device, b []byte, now time.Time, emit func(*telemetry.Gro
 				panicked = fmt.Errorf("%w: the frame could not be decoded", ErrMismatch)
 			}
 		}()
-		t.scan.Feed(b, func(raw []byte) {
-			l.group.Readings = d.opt.Map.DecodeFrame(raw, d.opt.Base, l.group.Readings[:0])
+		take := func(raw []byte) {
+			t.frame = d.opt.Map.DecodeFrame(raw, d.opt.Base, t.frame[:0])
 			l.wire.count.Answers++
 			t.heard, t.quality, t.told = now, telemetry.Good, time.Time{}
 			l.account(d, nil, false, 0, 0)
-			if len(l.group.Readings) == 0 {
-				return // a good frame that speaks of nothing we want
-			}
-			l.group.At = l.clk.Stamp()
-			emit(&l.group)
-		})
+			l.tell(d, t.frame, emit)
+		}
+		if t.scan.Feed(b, take); b == nil {
+			t.scan.Flush(take)
+		}
 	}()
 	if panicked != nil {
 		l.account(d, panicked, false, 0, 0)

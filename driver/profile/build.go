@@ -68,6 +68,13 @@ func (p *Profile) build(r report) {
 	for i := range p.Points {
 		p.buildPoint(i, sub(r, "points."+p.Points[i].Name))
 	}
+	if p.Frames != nil {
+		for i, name := range p.Frames.Once {
+			if p.index(name) < 0 {
+				r("frames.once["+strconv.Itoa(i)+"]", fmt.Sprintf("there is no point %q", name), "")
+			}
+		}
+	}
 	if len(p.Detect) == 1 {
 		r("detect", "one read does not prove a device", "give two or more reads with a plausible range or value each")
 	}
@@ -123,11 +130,11 @@ func (p *Profile) buildPoint(i int, r report) {
 		return
 	}
 	vt := pt.valueType()
-	if (c.text != nil) != (vt == "number" || vt == "string" && c.text != nil) {
+	if written := textType(pt.Type) || pt.Type == "" && vt == "number"; (c.text != nil) != (written || vt == "string" && c.text != nil) {
 		if c.text != nil {
-			r("type", "a text field is a number or a string", "write type: number or type: string, or leave it out")
+			r("type", "a text field is a number or a string", "write type: number, hex, degmin or string, or leave it out")
 		} else {
-			r("type", "the type number is for text fields", "write how the bytes are laid out, such as u16 or f32")
+			r("type", "the type "+vt+" is for text fields", "write how the bytes are laid out, such as u16 or f32")
 		}
 		return
 	}
@@ -146,7 +153,8 @@ func (p *Profile) buildPoint(i int, r report) {
 	pt.markers(c, vt, r)
 	pt.words(c, r)
 	pt.checkWrite(c, r)
-	pt.buildSources(c, r)
+	p.buildSources(pt, c, r)
+	p.buildSpot(pt, c, r)
 	if c.table != 0 {
 		lo, hi := c.span()
 		if limit := p.limit(c.table, Limits{}); hi-lo > limit {
@@ -169,7 +177,10 @@ func (p *Profile) place(pt *Point, c *codec, r report) bool {
 			n++
 		}
 	}
-	text := pt.Field != nil || pt.NMEA != "" || pt.XDR != nil
+	if pt.Join != nil {
+		n++
+	}
+	text := pt.inText()
 	if text {
 		n++
 	}
@@ -200,21 +211,33 @@ func (p *Profile) place(pt *Point, c *codec, r report) bool {
 		c.table, c.addr = t, addr
 		return true
 	}
-	line := p.Frames == nil || p.Frames.Kind == "line"
+	kind := "line"
+	if p.Frames != nil {
+		kind = p.Frames.Kind
+	}
+	columns := pt.At != nil && (textType(pt.Type) || pt.Type == "string" && kind == "line")
 	switch {
-	case pt.At != nil && line:
-		r("at", "a line of text has no offsets", "write field: or nmea:")
+	case kind == "line" && (pt.Join != nil || pt.At != nil && !columns):
+		r("at", "a line of text has columns, not bytes", "write at: and length: with type: number, hex or string, or field:, key: or nmea:")
 		return false
-	case text && !line:
+	case text && kind != "line" && kind != "delimited":
 		r("", "a binary frame has no text fields", "write at:, the offset of the field")
 		return false
-	case text:
-		c.text = []textSource{}
-	default:
+	case columns && pt.Length == 0:
+		r("length", "a column has a width", "write length: 3, the characters it takes")
+		return false
+	}
+	if pt.At != nil {
 		c.addr = uint16(*pt.At)
+	}
+	if text || columns {
+		c.text = []textSource{}
 	}
 	return true
 }
+
+// textType says whether a type is written in characters.
+func textType(t string) bool { return t == "number" || t == "hex" || t == "degmin" }
 
 // layout fills loader, widths and action.
 func (p *Profile) layout(pt *Point, c *codec, vt string, r report) bool {
@@ -236,9 +259,21 @@ func (p *Profile) layout(pt *Point, c *codec, vt string, r report) bool {
 	if base == "" {
 		base = vt
 	}
+	if pt.Join != nil {
+		return p.layoutJoin(pt, c, vt, r)
+	}
 	switch base {
 	case "string":
 		return p.layoutString(pt, c, r)
+	case "hex":
+		c.load, c.width, c.act = load8, 64, actUint
+		return pt.layoutBits(c, vt, base, 64, r)
+	case "degmin":
+		c.act = actDegrees
+		if pt.Enum != nil || pt.Suffix != nil {
+			r("type", "degrees and minutes are a number", "")
+		}
+		return true
 	case "number":
 		c.act = actNumber
 		if pt.Bit != nil || pt.Bits != nil || pt.Order != "" || len(pt.Flags) > 0 {
@@ -469,8 +504,8 @@ func (pt *Point) checkMeaning(r report) {
 		r("bits", "a point has bit or bits, not both", "")
 	}
 	vt := pt.valueType()
-	if pt.Length != 0 && vt != "string" {
-		r("length", "only strings have a length", "remove it, or write type: string")
+	if pt.Length != 0 && vt != "string" && !textType(pt.Type) {
+		r("length", "only strings and columns have a length", "remove it, or write type: string")
 	}
 	if vt == "bit" || vt == "string" || len(pt.Enum) > 0 || len(pt.Flags) > 0 {
 		for _, c := range []struct {

@@ -33,6 +33,7 @@ type codec struct {
 	flags  []flagWord
 	last   atomic.Pointer[lastText]
 	text   []textSource // sources of a text point
+	spot   *spot        // what a point of a binary frame has beyond its offset; nil = nothing
 }
 
 // lastText remembers the last text made of a raw content, so that a state
@@ -79,7 +80,8 @@ const (
 	actEnum
 	actFlags
 	actString
-	actNumber // a number written as text
+	actNumber  // a number written as text
+	actDegrees // degrees and minutes written as one number
 )
 
 // chooseLoad returns the loader of size bytes in an order, and for odd

@@ -91,7 +91,16 @@ func (c *codec) decode(b []byte, num *number, out *telemetry.Reading) {
 		c.decodeText(b, out)
 		return
 	}
-	raw := c.read(b[c.sub:]) >> c.shift & c.keep
+	c.value(c.read(b[c.sub:]), num, out)
+}
+
+// value is decode for a raw number that is read already.
+func (c *codec) value(raw uint64, num *number, out *telemetry.Reading) {
+	if c.spot != nil && c.spot.validBit >= 0 && raw>>c.spot.validBit&1 == 0 {
+		out.Quality, out.Cause = telemetry.Fault, telemetry.CauseMarker
+		return
+	}
+	raw = raw >> c.shift & c.keep
 	for _, m := range c.na {
 		if raw == m {
 			out.Quality, out.Cause = telemetry.Fault, telemetry.CauseMarker
@@ -102,7 +111,10 @@ func (c *codec) decode(b []byte, num *number, out *telemetry.Reading) {
 	switch c.act {
 	case actInt:
 		n := int64(raw)
-		if c.signed {
+		switch {
+		case c.spot != nil && c.spot.fraction > 0:
+			n = awayFromZero(raw, c.width, c.spot.fraction)
+		case c.signed:
 			free := 64 - c.width
 			n = int64(raw<<free) >> free
 		}

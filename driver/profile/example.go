@@ -172,14 +172,20 @@ func (p *Profile) within(r Request) (points []int) {
 
 func (e *Example) decodeSerial(p *Profile) (out []telemetry.Reading) {
 	stream := []byte(e.Frame)
-	end := "\r\n"
-	if p.raw.cr {
-		end = "\r"
-	}
 	if e.Text != "" {
+		end := string(p.raw.end)
+		if end == "\n" {
+			end = "\r\n"
+		}
+		if p.raw.block {
+			end += end
+		}
 		stream = []byte(end + e.Text + end)
 	}
-	p.NewScanner().Feed(stream, func(raw []byte) { out = p.DecodeFrame(raw, 0, out) })
+	frame := func(raw []byte) { out = p.DecodeFrame(raw, 0, out) }
+	s := p.NewScanner()
+	s.Feed(stream, frame)
+	s.Flush(frame)
 	return out
 }
 
@@ -265,7 +271,7 @@ func (e *Example) pdu(b []byte) ([]byte, error) {
 	if len(b) < 5 {
 		return nil, errors.New("too short for a Modbus RTU frame")
 	}
-	if n := len(b) - 2; crc16(b[:n]) != binary.LittleEndian.Uint16(b[n:]) {
+	if n := len(b) - 2; crc16(b[:n], 0xffff) != binary.LittleEndian.Uint16(b[n:]) {
 		return nil, errors.New("the CRC is wrong")
 	}
 	return b[:len(b)-2], nil

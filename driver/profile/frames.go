@@ -2,25 +2,38 @@ package profile
 
 import (
 	"bytes"
-	"encoding/hex"
 	"fmt"
-	"strings"
+	"regexp"
+	"strconv"
 )
 
 // Frames says how the bytes of a serial device are cut into frames.
 type Frames struct {
-	Kind string `yaml:"kind" required:"true" enum:"line,counted" doc:"line: text up to a line end; counted: binary with sync bytes and a length."`
+	Kind string `yaml:"kind" required:"true" enum:"line,counted,fixed,delimited,sequence" doc:"line: text up to a line end; counted: binary with sync bytes and a length; fixed: always of one size; delimited: between a first and a last byte; sequence: a number of fixed frames that belong together."`
 
 	Start string `yaml:"start" doc:"Line: first character of every line, one character or STX; $ or ! with check: nmea."`
-	End   string `yaml:"end" enum:"CR,LF,CRLF" doc:"Line: what ends it; CRLF if not given. LF and CRLF take each other."`
+	End   string `yaml:"end" doc:"Line: what ends it: CR, LF, CRLF, LFLF (an empty line ends a block of lines), or one character; CRLF if not given. LF and CRLF take each other."`
 	Max   int    `yaml:"max" min:"0" max:"4096" doc:"Longest line or frame in bytes; 256 if not given."`
 
-	Sync   Hex    `yaml:"sync" doc:"Counted: bytes every frame starts with, such as 42 4D."`
-	Length *Count `yaml:"length" doc:"Counted: the field that holds the length."`
-	Size   int    `yaml:"size" min:"0" max:"4096" doc:"Counted: size of the whole frame, where it is always the same. With length both must agree."`
-	Tail   Hex    `yaml:"tail" doc:"Counted: bytes every frame ends with."`
+	Sync   Hex     `yaml:"sync" doc:"Bytes every frame starts with, such as 42 4D."`
+	Length *Count  `yaml:"length" doc:"Counted: the field that holds the length."`
+	Size   int     `yaml:"size" min:"0" max:"4096" doc:"Size of the whole frame, or of one frame of a sequence. With length both must agree."`
+	Tail   Hex     `yaml:"tail" doc:"Bytes every frame ends with; in lines what stands between the text and its check, such as 03."`
+	Escape *Escape `yaml:"escape" doc:"Delimited: how the first and last byte are written inside a frame."`
 
-	Check Check `yaml:"check" doc:"How damage is found."`
+	LeadBit *int    `yaml:"lead_bit" min:"0" max:"7" doc:"Fixed: this bit is set in the first byte of a frame and in no other."`
+	Set     []BitAt `yaml:"set" doc:"Bits that are set in every frame, or in every frame of a sequence."`
+	Parts   int     `yaml:"parts" min:"0" max:"255" doc:"Sequence: number of frames that belong together."`
+	First   *BitAt  `yaml:"first" doc:"Sequence: the bit that is set in its first frame only."`
+
+	Check Check  `yaml:"check" doc:"How damage is found."`
+	Head  *Check `yaml:"head" doc:"A second check, of the head of the frame; with at and to."`
+
+	Split    string   `yaml:"split" doc:"Text: the character between two fields, or blanks; a comma if not given."`
+	Pairs    string   `yaml:"pairs" doc:"Text: the character between key and value, for points with key; = if not given."`
+	Patterns []string `yaml:"patterns" doc:"Text: regular expressions with named groups, for points with group; the first that fits counts."`
+	Records  *Records `yaml:"records" doc:"The frame holds a number of records of one form."`
+	Once     []string `yaml:"once" doc:"Points that name a record, such as its time: a record with the same content is told once."`
 }
 
 // Count is the length field of a counted frame.
@@ -31,58 +44,57 @@ type Count struct {
 	Adds  int    `yaml:"adds" min:"-64" max:"4096" doc:"Bytes of the frame that the field does not count."`
 }
 
-// Check is the checksum of a frame. It may be written as its kind alone.
-// At, From and To are offsets from the start of the frame, or from its end
-// where they are negative.
-type Check struct {
-	Kind    string `yaml:"kind" required:"true" enum:"none,nmea,sum8,sum16,negated-sum,inverted-sum,xor,crc8,crc16-modbus" doc:"negated-sum: the sum with the check is 0; inverted-sum: the sum with the check is 0xFF; crc16-modbus: low byte first."`
-	At      *int   `yaml:"at" min:"-64" max:"4096" doc:"Where the check stands; before the tail if not given."`
-	From    *int   `yaml:"from" min:"-64" max:"4096" doc:"First byte it covers; 0 if not given."`
-	To      *int   `yaml:"to" min:"-64" max:"4096" doc:"The byte after the last one it covers; the check itself if not given."`
-	Order   string `yaml:"order" enum:"big,little" doc:"Order of a check of two bytes."`
-	Poly    *int   `yaml:"poly" min:"0" max:"255" doc:"crc8: polynomial, 0x07 if not given."`
-	Init    int    `yaml:"init" min:"0" max:"255" doc:"crc8: start value."`
-	Reflect bool   `yaml:"reflect" doc:"crc8: bits run from the least significant one."`
+// Escape says how bytes that have a meaning of their own are written inside
+// a delimited frame: the escape byte, then the byte with some bits turned.
+type Escape struct {
+	Byte Hex `yaml:"byte" required:"true" doc:"The escape byte, such as 7D."`
+	Xor  Hex `yaml:"xor" required:"true" doc:"Bits turned in the byte behind it: 20; F0 where only the low half is sent."`
 }
 
-// UnmarshalText takes the kind alone.
-func (c *Check) UnmarshalText(b []byte) error {
-	for _, k := range checkKinds() {
-		if string(b) == k {
-			c.Kind = k
-			return nil
-		}
-	}
-	return fmt.Errorf("%q is no check; known are %s", string(b), strings.Join(checkKinds(), ", "))
+// BitAt is one bit of a frame.
+type BitAt struct {
+	At  int `yaml:"at" min:"0" max:"4095" doc:"Offset of the byte."`
+	Bit int `yaml:"bit" min:"0" max:"7" doc:"The bit, 0 = least significant."`
 }
 
-func checkKinds() []string {
-	return []string{"none", "nmea", "sum8", "sum16", "negated-sum", "inverted-sum", "xor", "crc8", "crc16-modbus"}
-}
+func (x *BitAt) isSet(b []byte) bool { return b[x.At]>>x.Bit&1 != 0 }
 
 const defaultMax = 256
 
 // rawFrames is Frames prepared for use.
 type rawFrames struct {
 	line      bool
-	nmea      bool
+	delimited bool
+	guarded   bool   // a check protects the content
 	start     []byte // characters a line may start with; empty = any
-	cr        bool   // lines end with CR
+	end       byte   // of a line
+	block     bool   // an empty line ends the frame
 	max       int
 	least     int // bytes that must be there before the size is known
 	sync      []byte
 	tail      []byte
-	size      int
+	size      int // of the whole frame; 0 = it varies
+	part      int // of one frame of a sequence; 0 = no sequence
 	count     *Count
+	esc, xor  byte
+	escapes   bool
+	lead      int // bit of the first byte only; -1 = none
+	set       []BitAt
+	first     *BitAt
 	check     Check
-	checkSize int
+	head      *Check
+	split     byte // 0 = blanks
+	pairs     byte
+	patterns  []*regexp.Regexp
+	records   *Records
 }
 
 // build checks the frames and prepares them.
 func (f *Frames) build(r report) rawFrames {
-	out := rawFrames{line: f.Kind == "line", max: f.Max, check: f.Check}
+	out := rawFrames{max: f.Max, check: f.Check, head: f.Head, sync: f.Sync, tail: f.Tail, size: f.Size,
+		count: f.Length, set: f.Set, first: f.First, lead: -1}
 	if out.max == 0 {
-		out.max = max(defaultMax, f.Size)
+		out.max = max(defaultMax, f.Size*max(f.Parts, 1))
 	}
 	if out.check.Kind == "" {
 		out.check.Kind = "none"
@@ -92,17 +104,66 @@ func (f *Frames) build(r report) rawFrames {
 		f.buildLine(&out, r)
 	case "counted":
 		f.buildCounted(&out, r)
+	case "fixed", "sequence":
+		f.buildFixed(&out, r)
+	case "delimited":
+		f.buildDelimited(&out, r)
 	default:
-		r("kind", fmt.Sprintf("%q is no kind of frame", f.Kind), "write kind: line or kind: counted")
+		r("kind", fmt.Sprintf("%q is no kind of frame", f.Kind), "write kind: line, counted, fixed, delimited or sequence")
 	}
+	f.foreign(r)
+	out.guarded = out.check.bytes() > 0
+	f.buildText(&out, r)
+	f.buildRecords(&out, r)
 	return out
 }
 
-func (f *Frames) buildLine(out *rawFrames, r report) {
-	if len(f.Sync) > 0 || f.Length != nil || f.Size != 0 || len(f.Tail) > 0 {
-		r("", "sync, length, size and tail belong to counted frames", "remove them, or write kind: counted")
+// foreign finds keys that belong to another kind.
+func (f *Frames) foreign(r report) {
+	for _, k := range []struct {
+		key   string
+		given bool
+		kinds string
+	}{
+		{"start", f.Start != "", "line"}, {"end", f.End != "", "line"}, {"sync", len(f.Sync) > 0, "counted fixed sequence delimited"},
+		{"length", f.Length != nil, "counted"}, {"size", f.Size != 0, "counted fixed sequence"},
+		{"escape", f.Escape != nil, "delimited"}, {"lead_bit", f.LeadBit != nil, "fixed"},
+		{"set", f.Set != nil, "counted fixed sequence"}, {"parts", f.Parts != 0, "sequence"}, {"first", f.First != nil, "sequence"},
+		{"split", f.Split != "", "line delimited"}, {"pairs", f.Pairs != "", "line delimited"},
+		{"patterns", f.Patterns != nil, "line delimited"}, {"head", f.Head != nil, "counted fixed delimited"},
+	} {
+		if k.given && !containsWord(k.kinds, f.Kind) {
+			r(k.key, k.key+" does not belong to frames of the kind "+f.Kind, "remove it, or choose the kind: "+k.kinds)
+		}
 	}
-	out.cr = f.End == "CR"
+	if f.Check.Kind == "nmea" && f.Kind != "line" {
+		r("check", "nmea is for lines", "")
+	}
+}
+
+func containsWord(words, w string) bool {
+	for _, x := range bytes.Fields([]byte(words)) {
+		if string(x) == w {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *Frames) buildLine(out *rawFrames, r report) {
+	out.line = true
+	switch {
+	case f.End == "" || f.End == "CRLF" || f.End == "LF":
+		out.end = '\n'
+	case f.End == "LFLF":
+		out.end, out.block = '\n', true
+	case f.End == "CR":
+		out.end = '\r'
+	case len(f.End) == 1 && f.End[0] > ' ' && f.End[0] < 0x7f:
+		out.end = f.End[0]
+	default:
+		r("end", fmt.Sprintf("%q ends no line", f.End), "write CR, LF, CRLF, LFLF or one character")
+	}
 	switch {
 	case f.Start == "STX":
 		out.start = []byte{2}
@@ -111,48 +172,124 @@ func (f *Frames) buildLine(out *rawFrames, r report) {
 	case f.Start != "":
 		r("start", fmt.Sprintf("%q is no start character", f.Start), `write one character such as "$", or STX`)
 	}
-	switch out.check.Kind {
-	case "nmea":
-		out.nmea = true
+	switch {
+	case out.check.Kind == "nmea":
+		// The XOR of what stands between $ and *.
+		out.check.Kind, out.check.Form, out.tail = "xor", "hex", []byte{'*'}
 		if out.start == nil {
 			out.start = []byte("$!")
 		}
-	case "none":
-	default:
-		r("check", out.check.Kind+" is for counted frames", "lines take check: nmea or none")
+	case out.check.bytes() > 0:
+		out.check.Form = "hex" // a line has no room for bytes of any content
+	}
+	if c := &out.check; c.bytes() > 0 {
+		// It stands at the end and covers the text, with the tail if it says so.
+		from, to := min(len(out.start), 1), -c.size()
+		if !c.After {
+			to -= len(out.tail)
+		}
+		c.From, c.To = first(c.From, &from), first(c.To, &to)
 	}
 }
 
 func (f *Frames) buildCounted(out *rawFrames, r report) {
-	if f.Start != "" || f.End != "" {
-		r("", "start and end belong to lines", "write sync and tail, or kind: line")
-	}
 	if len(f.Sync) == 0 {
 		r("sync", "a counted frame needs sync bytes", "write the bytes that every frame starts with, such as sync: 42 4D")
 	}
 	if f.Length == nil && f.Size == 0 {
 		r("length", "the size of a frame is not known", "write size: 32, or length: {at: 2, type: u16, adds: 4}")
 	}
-	out.sync, out.tail, out.size, out.count = f.Sync, f.Tail, f.Size, f.Length
-	switch out.check.Kind {
-	case "sum8", "negated-sum", "inverted-sum", "xor", "crc8":
-		out.checkSize = 1
-	case "sum16", "crc16-modbus":
-		out.checkSize = 2
-	case "nmea":
-		r("check", "nmea is for lines", "")
-	}
 	out.least = len(f.Sync)
 	if f.Length != nil {
 		out.least = max(out.least, f.Length.At+f.Length.bytes())
 	}
-	smallest := out.least + out.checkSize + len(f.Tail)
+	f.room(out, r)
+}
+
+// room checks that the parts of a frame fit into it.
+func (f *Frames) room(out *rawFrames, r report) {
+	smallest := out.least + out.check.size() + len(f.Tail)
 	if f.Size != 0 && f.Size < smallest {
 		r("size", fmt.Sprintf("a frame of %d bytes has no room for its own sync, length, check and tail", f.Size), "")
+	}
+	for i, b := range f.Set {
+		if b.At >= out.max || f.Size != 0 && b.At >= f.Size {
+			r("set["+strconv.Itoa(i)+"]", "the bit stands behind the end of the frame", "")
+		}
+		out.least = max(out.least, b.At+1)
 	}
 	out.least = max(out.least, 1)
 	if smallest > out.max || f.Size > out.max {
 		r("max", "the longest frame is shorter than one frame", "")
+	}
+}
+
+func (f *Frames) buildFixed(out *rawFrames, r report) {
+	out.least = max(len(f.Sync), 1)
+	if f.Size == 0 {
+		r("size", "the size of a frame is not known", "write size: 5")
+		return
+	}
+	if f.LeadBit != nil {
+		out.lead = *f.LeadBit
+	}
+	if len(f.Sync) == 0 && f.LeadBit == nil && f.First == nil && f.Check.bytes() == 0 {
+		r("sync", "nothing says where a frame begins", "write sync bytes, lead_bit or a check")
+	}
+	f.room(out, r)
+	if f.Kind != "sequence" {
+		return
+	}
+	if f.Parts < 2 || f.First == nil || f.First.At >= f.Size {
+		r("parts", "a sequence is two or more frames, the first of which has a mark", "write parts: 25 and first: {at: 1, bit: 0}")
+		return
+	}
+	out.part, out.size = f.Size, f.Size*f.Parts
+	if out.size > out.max {
+		r("max", "the longest frame is shorter than the sequence", "")
+	}
+}
+
+func (f *Frames) buildDelimited(out *rawFrames, r report) {
+	out.delimited = true
+	if len(f.Sync) == 0 || len(f.Tail) == 0 {
+		r("sync", "a delimited frame has a first and a last byte", "write sync: 7E and tail: 7E")
+	}
+	out.least = len(f.Sync)
+	if e := f.Escape; e != nil {
+		if len(e.Byte) != 1 || len(e.Xor) != 1 || e.Xor[0] == 0 {
+			r("escape", "an escape is one byte and the bits it turns", "write escape: {byte: 7D, xor: 20}")
+			return
+		}
+		out.esc, out.xor, out.escapes = e.Byte[0], e.Xor[0], true
+	}
+}
+
+// buildText prepares how the text of a frame is taken apart.
+func (f *Frames) buildText(out *rawFrames, r report) {
+	char := func(key, s, def string) byte {
+		switch {
+		case s == "":
+			s = def
+		case s == "tab":
+			s = "\t"
+		case s == "blanks" && key == "split":
+			return 0
+		}
+		if len(s) != 1 {
+			r(key, fmt.Sprintf("%q is not one character", s), `write one character such as ";", or tab`)
+			return ','
+		}
+		return s[0]
+	}
+	out.split, out.pairs = char("split", f.Split, ","), char("pairs", f.Pairs, "=")
+	for i, p := range f.Patterns {
+		re, err := regexp.Compile(p)
+		if err != nil {
+			r("patterns["+strconv.Itoa(i)+"]", err.Error(), "")
+			continue
+		}
+		out.patterns = append(out.patterns, re)
 	}
 }
 
@@ -163,207 +300,25 @@ func (c *Count) bytes() int {
 	return 1
 }
 
-// verdict is what a look at the start of a buffer says.
-type verdict uint8
-
-const (
-	wait  verdict = iota // more bytes are needed
-	noise                // no frame starts here
-	bad                  // a frame starts here, but it is damaged
-	whole
-)
-
-// look judges a counted frame at the start of b; n is its size if it is whole.
-func (f *rawFrames) look(b []byte) (v verdict, n int) {
-	k := min(len(b), len(f.sync))
-	if !bytes.Equal(b[:k], f.sync[:k]) {
-		return noise, 0
+// value returns what the length field says.
+func (c *Count) value(b []byte) int {
+	switch {
+	case c.bytes() == 1:
+		return int(b[c.At])
+	case c.Order == "little":
+		return int(b[c.At+1])<<8 | int(b[c.At])
 	}
-	if len(b) < f.least {
-		return wait, 0
-	}
-	n = f.size
-	if c := f.count; c != nil {
-		l := int(b[c.At])
-		if c.bytes() == 2 {
-			l = l<<8 | int(b[c.At+1])
-			if c.Order == "little" {
-				l = int(b[c.At+1])<<8 | int(b[c.At])
-			}
-		}
-		n = l + c.Adds
-		if f.size != 0 && n != f.size {
-			return bad, 0
-		}
-	}
-	if n > f.max || n < f.least+f.checkSize+len(f.tail) {
-		return bad, 0
-	}
-	if len(b) < n {
-		return wait, 0
-	}
-	if !bytes.HasSuffix(b[:n], f.tail) || !f.checkHolds(b[:n]) {
-		return bad, 0
-	}
-	return whole, n
+	return int(b[c.At])<<8 | int(b[c.At+1])
 }
 
-// checkAt returns where the check of a frame of n bytes stands.
-func (f *rawFrames) checkAt(n int) int {
-	if f.check.At != nil {
-		return fromEnd(*f.check.At, n)
+// put is the inverse of value.
+func (c *Count) put(b []byte, n int) {
+	switch {
+	case c.bytes() == 1:
+		b[c.At] = byte(n)
+	case c.Order == "little":
+		b[c.At], b[c.At+1] = byte(n), byte(n>>8)
+	default:
+		b[c.At], b[c.At+1] = byte(n>>8), byte(n)
 	}
-	return n - len(f.tail) - f.checkSize
-}
-
-// dataEnd returns the offset after the last byte of data.
-func (f *rawFrames) dataEnd(n int) int {
-	if f.check.At == nil {
-		return f.checkAt(n)
-	}
-	return n - len(f.tail)
-}
-
-func fromEnd(at, n int) int {
-	if at < 0 {
-		return n + at
-	}
-	return at
-}
-
-// checkHolds says whether the check of a whole counted frame is right.
-func (f *rawFrames) checkHolds(b []byte) bool {
-	want, at, ok := f.sum(b)
-	if !ok {
-		return false
-	}
-	switch f.checkSize {
-	case 0:
-		return true
-	case 1:
-		return b[at] == byte(want)
-	}
-	return b[at] == byte(want>>8) && b[at+1] == byte(want)
-}
-
-// sum returns the check that b should have, in wire order, and its place.
-func (f *rawFrames) sum(b []byte) (sum uint16, at int, ok bool) {
-	if f.checkSize == 0 {
-		return 0, 0, true
-	}
-	at = f.checkAt(len(b))
-	from, to := 0, at
-	if f.check.From != nil {
-		from = fromEnd(*f.check.From, len(b))
-	}
-	if f.check.To != nil {
-		to = fromEnd(*f.check.To, len(b))
-	}
-	if at < 0 || at+f.checkSize > len(b) || from < 0 || from > to || to > len(b) {
-		return 0, 0, false
-	}
-	little := f.check.Order == "little"
-	for _, x := range b[from:to] {
-		if f.check.Kind == "xor" {
-			sum ^= uint16(x)
-		} else {
-			sum += uint16(x)
-		}
-	}
-	switch f.check.Kind {
-	case "negated-sum":
-		sum = -sum
-	case "inverted-sum":
-		sum = ^sum
-	case "crc8":
-		sum = uint16(f.check.crc8(b[from:to]))
-	case "crc16-modbus":
-		sum = crc16(b[from:to])
-		little = f.check.Order != "big"
-	}
-	if little {
-		sum = sum<<8 | sum>>8
-	}
-	return sum, at, true
-}
-
-func (c *Check) crc8(b []byte) byte {
-	poly, crc := byte(0x07), byte(c.Init)
-	if c.Poly != nil {
-		poly = byte(*c.Poly)
-	}
-	for _, x := range b {
-		crc ^= x
-		for range 8 {
-			switch {
-			case c.Reflect && crc&1 != 0:
-				crc = crc>>1 ^ poly
-			case c.Reflect:
-				crc >>= 1
-			case crc&0x80 != 0:
-				crc = crc<<1 ^ poly
-			default:
-				crc <<= 1
-			}
-		}
-	}
-	return crc
-}
-
-// crc16 is the CRC of Modbus RTU; on the wire its low byte comes first.
-func crc16(b []byte) uint16 {
-	crc := uint16(0xffff)
-	for _, x := range b {
-		crc ^= uint16(x)
-		for range 8 {
-			if crc&1 != 0 {
-				crc = crc>>1 ^ 0xa001
-			} else {
-				crc >>= 1
-			}
-		}
-	}
-	return crc
-}
-
-// lineHolds says whether a line without its end is sound: no control
-// characters, and for NMEA a start character and a checksum that fits.
-func (f *rawFrames) lineHolds(b []byte) bool {
-	if len(f.start) > 0 {
-		if len(b) == 0 || bytes.IndexByte(f.start, b[0]) < 0 {
-			return false
-		}
-		b = b[1:]
-	}
-	for _, x := range b {
-		if x < ' ' && x != '\t' || x == 0x7f {
-			return false
-		}
-	}
-	if !f.nmea {
-		return true
-	}
-	if len(b) < 4 || b[len(b)-3] != '*' {
-		return false
-	}
-	var want [1]byte
-	if _, err := hex.Decode(want[:], b[len(b)-2:]); err != nil {
-		return false
-	}
-	var xor byte
-	for _, x := range b[:len(b)-3] {
-		xor ^= x
-	}
-	return xor == want[0]
-}
-
-// body returns a sound line without start character and checksum.
-func (f *rawFrames) body(b []byte) []byte {
-	if len(f.start) > 0 {
-		b = b[1:]
-	}
-	if f.nmea {
-		b = b[:len(b)-3]
-	}
-	return b
 }

@@ -286,9 +286,9 @@ func TestTextFields(t *testing.T) {
 	}{
 		{"57.5", "57.5", Point{}}, {"+57.50", "57.50", Point{}}, {"-0.5", "-0.5", Point{}}, {".5", "0.5", Point{}}, {" 57.5 ", "57.5", Point{}},
 		{"1e3", "1000", Point{}}, {"12345678901234567890", "1.2345678901234567e+19", Point{}},
-		{"", "fault/marker", Point{}}, {"--", "fault/marker", Point{NA: []Marker{"--"}}}, {"--", "fault/bad-text", Point{}},
+		{"", "fault/marker", Point{}}, {"--", "fault/marker", Point{NA: []Marker{"--"}}}, {"--", "fault/marker", Point{}},
 		{"23.x", "fault/bad-text", Point{}}, {"NaN", "fault/bad-text", Point{}}, {"inf", "fault/bad-text", Point{}}, {"0x10", "fault/bad-text", Point{}},
-		{"1_0", "fault/bad-text", Point{}}, {"1/2", "fault/bad-text", Point{}}, {"1e999", "fault/bad-text", Point{}}, {"-", "fault/bad-text", Point{}}, {".", "fault/bad-text", Point{}},
+		{"1_0", "fault/bad-text", Point{}}, {"1/2", "fault/bad-text", Point{}}, {"1e999", "fault/bad-text", Point{}}, {"-", "fault/marker", Point{}}, {".", "fault/marker", Point{}},
 		{"57.5", "5.75", Point{Scale: dec(t, "0.1")}}, {"57.5", "58", Point{Decimals: ptr(0)}}, {"13.0", "6.69", Point{Scale: dec(t, "463/900"), Decimals: ptr(2)}},
 		{"32", "0.0", Point{Scale: dec(t, "5/9"), Offset: dec(t, "-160/9"), Decimals: ptr(1)}},
 		{"61", "61 range", Point{Range: rg}}, {"60.0", "60.0", Point{Range: rg}}, {"60.01", "60.01 range", Point{Range: rg}},
@@ -321,14 +321,13 @@ func TestChecks(t *testing.T) {
 		{Check{Kind: "crc16-modbus", From: ptr(1)}, "aa 01 02 03 61 61"},
 		{Check{Kind: "crc16-modbus", From: ptr(1), Order: "big"}, "aa 01 02 03 61 61"},
 		{Check{Kind: "crc8"}, "aa 01 02 03 04 00"},
-		{Check{Kind: "crc8", Poly: ptr(0x31), Init: 0xff}, "aa 01 02 03 04 00"},
+		{Check{Kind: "crc8", Poly: ptr(0x31), Init: ptr(0xff)}, "aa 01 02 03 04 00"},
 		{Check{Kind: "crc8", Poly: ptr(0x8c), Reflect: true}, "aa 01 02 03 04 00"},
 	} {
 		p := custom(t, &Frames{Kind: "counted", Sync: Hex{0xaa}, Size: 6, Check: c.check}, Point{Name: "x", At: ptr(2), Type: "u8"})
 		raw := unhex(t, c.frame)
 		if c.check.Kind == "crc8" || c.check.Kind == "crc16-modbus" {
-			sum, at, _ := p.raw.sum(raw)
-			copy(raw[at:], []byte{byte(sum >> 8), byte(sum)}[2-p.raw.checkSize:])
+			p.raw.check.put(raw, 0, 0)
 		}
 		if got := readings(p, raw); got["x"] != "2" {
 			t.Errorf("%v: % x gives %v", c.check, raw, got)
@@ -340,15 +339,21 @@ func TestChecks(t *testing.T) {
 	}
 	// Published check values of "123456789".
 	digits := []byte("123456789")
-	if got := crc16(digits); got != 0x4b37 {
-		t.Errorf("CRC-16/MODBUS %04x", got)
-	}
 	for _, c := range []struct {
 		check Check
-		want  byte
-	}{{Check{}, 0xf4}, {Check{Poly: ptr(0x31), Init: 0xff}, 0xf7}, {Check{Poly: ptr(0x8c), Reflect: true}, 0xa1}} {
-		if got := c.check.crc8(digits); got != c.want {
-			t.Errorf("%+v: %02x, want %02x", c.check, got, c.want)
+		want  uint16 // in the order of the wire
+	}{
+		{Check{Kind: "crc8"}, 0xf4},
+		{Check{Kind: "crc8", Poly: ptr(0x31), Init: ptr(0xff)}, 0xf7},
+		{Check{Kind: "crc8", Poly: ptr(0x8c), Reflect: true}, 0xa1},
+		{Check{Kind: "crc16-modbus"}, 0x374b},
+		{Check{Kind: "crc16-arc"}, 0x3dbb},
+		{Check{Kind: "crc16-ccitt"}, 0x31c3},
+		{Check{Kind: "crc16-ccitt", Order: "little"}, 0xc331},
+		{Check{Kind: "crc16-ccitt", Init: ptr(0xffff)}, 0x29b1},
+	} {
+		if got := c.check.value(digits); got != c.want {
+			t.Errorf("%+v: %04x, want %04x", c.check, got, c.want)
 		}
 	}
 }

@@ -83,18 +83,26 @@ type Point struct {
 	Field *int               `yaml:"field" min:"0" max:"255" doc:"Field of a text line split by commas; 0 stands before the first comma."`
 	NMEA  string             `yaml:"nmea" doc:"Sentence type without the talker, such as MWV."`
 	XDR   *XDR               `yaml:"xdr" doc:"Transducer of an XDR sentence, chosen by its name."`
-	Where map[int64][]string `yaml:"where" doc:"Fields that a line must hold for this point to be in it: {2: R}."`
-	Valid map[int64][]string `yaml:"valid" doc:"Status fields: with any other content the device says that it has no value."`
+	Key   string             `yaml:"key" doc:"Text of pairs such as SPO2=098: the key before the value."`
+	Group string             `yaml:"group" doc:"Named group of the patterns of the frames."`
+	Join  []Bits             `yaml:"join" doc:"Binary frame: bits of several bytes make the number, the most significant first."`
+	Of    string             `yaml:"of" enum:"record,block,frame" doc:"Frame with records: where the point stands; record if not given."`
+	Where map[int64][]string `yaml:"where" doc:"Fields that a line must hold for this point to be in it: {2: R}. In binary frames offsets and bytes: {3: 0x81}, or bits: {0: bit4=1}."`
+	Valid map[int64][]string `yaml:"valid" doc:"Status fields: with any other content the device says that it has no value. In binary frames as where."`
 	By    *UnitField         `yaml:"by" doc:"A field that names the unit of the value, and the factor for each unit."`
 	Or    []Source           `yaml:"or" doc:"Other sentences that carry the same point."`
 
-	Type   string `yaml:"type" enum:"u8,s8,u16,s16,u24,s24,u32,s32,u64,s64,f32,f64,bcd16,bcd24,bcd32,bcd48,bcd64,string,bit,number" doc:"How the value is written; u16 for registers, bit for coils and inputs, number for text fields if not given."`
+	Type   string `yaml:"type" enum:"u8,s8,u16,s16,u24,s24,u32,s32,u64,s64,f32,f64,bcd16,bcd24,bcd32,bcd48,bcd64,string,bit,number,hex,degmin" doc:"How the value is written; u16 for registers, bit for coils and inputs, number for text fields if not given. hex: hexadecimal digits; degmin: degrees and minutes in one number, as NMEA has them."`
 	Order  string `yaml:"order" enum:"ABCD,CDAB,BADC,DCBA,big,little" doc:"Order of the bytes as sent. CDAB: words reversed; BADC: bytes reversed in each word; DCBA = little: both."`
 	Byte   string `yaml:"byte" enum:"low,high" doc:"Which half of a register a u8 or s8 takes; low if not given."`
 	Length int    `yaml:"length" min:"0" max:"250" doc:"Length of a string: registers in Modbus, bytes in a frame."`
 	Bit    *int   `yaml:"bit" min:"0" max:"63" doc:"One bit of the number, 0 = least significant."`
 	Bits   []int  `yaml:"bits" doc:"First and last bit of a part of the number, 0 = least significant."`
 	Invert bool   `yaml:"invert" doc:"For bits: true when the bit is 0 (normally closed contacts)."`
+
+	ValidBit *int               `yaml:"valid_bit" min:"0" max:"63" doc:"A bit of the number that is set if there is a value."`
+	Fraction int                `yaml:"fraction" min:"0" max:"32" doc:"So many low bits are a fraction that counts away from zero, also below it; the bits above are the signed whole part."`
+	Suffix   map[string]Decimal `yaml:"suffix" doc:"What may stand behind the digits of a text field, and the factor for each: {D: 1, '%': 1}. With any other there is no value."`
 
 	Scale    Decimal          `yaml:"scale" doc:"Factor, exact: 0.1, 1e-3 or 1/256."`
 	Offset   Decimal          `yaml:"offset" doc:"Added after the factor."`
@@ -108,6 +116,12 @@ type Point struct {
 	Enum     map[int64]string `yaml:"enum" doc:"Words for the raw numbers."`
 	Flags    map[int64]string `yaml:"flags" doc:"Words for the bits that are set, by bit number."`
 	Write    *Write           `yaml:"write" doc:"What may be written to a coil or holding register."`
+}
+
+// Bits are neighbouring bits of one byte of a frame.
+type Bits struct {
+	At   int   `yaml:"at" min:"0" max:"4095" doc:"Offset of the byte."`
+	Bits []int `yaml:"bits" doc:"First and last bit, 0 = least significant; all eight if not given."`
 }
 
 // XDR chooses one transducer of an NMEA XDR sentence.
@@ -129,6 +143,8 @@ type Source struct {
 	NMEA   string             `yaml:"nmea" doc:"Sentence type without the talker."`
 	Field  *int               `yaml:"field" min:"0" max:"255" doc:"Field with the value."`
 	XDR    *XDR               `yaml:"xdr" doc:"Transducer of an XDR sentence."`
+	Key    string             `yaml:"key" doc:"Key before the value."`
+	Group  string             `yaml:"group" doc:"Named group of the patterns."`
 	Where  map[int64][]string `yaml:"where" doc:"Fields that the line must hold."`
 	Valid  map[int64][]string `yaml:"valid" doc:"Status fields."`
 	By     *UnitField         `yaml:"by" doc:"Field that names the unit."`
@@ -217,6 +233,11 @@ func (pt *Point) Place() (t Table, addr uint16, ok bool) {
 	return 0, 0, false
 }
 
+// inText says whether the point is found by the structure of a text.
+func (pt *Point) inText() bool {
+	return pt.Field != nil || pt.NMEA != "" || pt.XDR != nil || pt.Key != "" || pt.Group != ""
+}
+
 // kind returns the kind with its default.
 func (pt *Point) kind() string {
 	switch t := pt.valueType(); {
@@ -238,7 +259,7 @@ func (pt *Point) valueType() string {
 		return "bit"
 	case pt.Type != "":
 		return pt.Type
-	case pt.Field != nil || pt.NMEA != "" || pt.XDR != nil:
+	case pt.inText():
 		return "number"
 	}
 	return "u16"

@@ -12,6 +12,7 @@ type Scanner struct {
 	bad  uint64
 	skip uint64
 	in   bool // a line has begun
+	gap  bool // an empty line may come: the last one was closed, and no block has begun
 }
 
 // NewScanner returns a scanner for the frames of a serial profile; nil for
@@ -30,7 +31,7 @@ func (p *Profile) NewScanner() *Scanner {
 // after the next line end: the rest of a cut line would be a wrong value.
 func (s *Scanner) Reset() {
 	s.buf = s.buf[:0]
-	s.in = s.f.line && len(s.f.start) == 0 && s.f.nmea
+	s.in = s.f.line && len(s.f.start) == 0 && s.f.guarded
 }
 
 // Begin forgets what was there and takes what comes next as the beginning
@@ -41,7 +42,12 @@ func (s *Scanner) Begin() {
 }
 
 // Begun says whether a part of a frame is there.
-func (s *Scanner) Begun() bool { return len(s.buf) > 0 }
+func (s *Scanner) Begun() bool {
+	if s.f.delimited && bytes.Equal(s.buf, s.f.tail) {
+		return false // the end of one frame, until it is the start of another
+	}
+	return len(s.buf) > 0
+}
 
 // Bad returns how many damaged frames were seen: a frame began, but its
 // length, check, tail or characters were wrong.
@@ -66,6 +72,17 @@ func (s *Scanner) Feed(b []byte, frame func(raw []byte)) {
 	}
 }
 
+// Flush is told that the line has been silent for long: what looked like the
+// beginning of a frame was none, and frames behind it are found.
+func (s *Scanner) Flush(frame func(raw []byte)) {
+	for !s.f.line && s.Begun() {
+		s.bad++
+		s.skip++
+		s.buf = s.buf[:copy(s.buf, s.buf[1:])]
+		s.cut(frame)
+	}
+}
+
 // cut takes all frames out of the buffer. It always leaves room, because a
 // frame is never longer than the buffer.
 func (s *Scanner) cut(frame func([]byte)) {
@@ -78,18 +95,17 @@ func (s *Scanner) cut(frame func([]byte)) {
 		switch v {
 		case whole:
 			frame(rest[:n])
+			if s.f.delimited && bytes.Equal(s.f.sync, s.f.tail) {
+				n -= len(s.f.tail) // it may open the next frame, too
+			}
+		case idle:
 		case bad:
 			s.bad++
 			n = 1
 		default:
-			n = 1
-			if i := bytes.IndexByte(rest[1:], s.f.sync[0]); i >= 0 {
-				n += i
-			} else {
-				n = len(rest)
-			}
+			n = s.next(rest)
 		}
-		if v != whole {
+		if v == noise || v == bad {
 			s.skip += uint64(n)
 		}
 		rest = rest[n:]
@@ -97,25 +113,42 @@ func (s *Scanner) cut(frame func([]byte)) {
 	s.buf = s.buf[:copy(s.buf, rest)]
 }
 
-func (s *Scanner) feedLines(b []byte, frame func([]byte)) {
-	end := byte('\n')
-	if s.f.cr {
-		end = '\r'
+// next returns how many bytes to pass to where a frame may begin.
+func (s *Scanner) next(b []byte) int {
+	if len(s.f.sync) == 0 {
+		return 1
 	}
+	if i := bytes.IndexByte(b[1:], s.f.sync[0]); i >= 0 {
+		return 1 + i
+	}
+	return len(b)
+}
+
+func (s *Scanner) feedLines(b []byte, frame func([]byte)) {
 	for _, x := range b {
 		starts := len(s.f.start) > 0 && bytes.IndexByte(s.f.start, x) >= 0
 		switch {
-		case x == end:
+		case x == s.f.end && s.f.block && len(s.buf) > 0 && s.buf[len(s.buf)-1] != '\n':
+			s.buf = append(bytes.TrimSuffix(s.buf, []byte{'\r'}), x)
+			if len(s.buf) == cap(s.buf) {
+				s.drop()
+			}
+		case x == s.f.end && s.f.block && !s.in && !s.gap:
+			s.gap = true // one more, and a block begins
+		case x == s.f.end:
 			s.endLine(frame)
 		case starts:
-			if s.in {
+			if s.in && len(s.buf) > 0 {
 				s.drop() // the line before it lost its end
 			}
 			s.in, s.buf = true, append(s.buf[:0], x)
 		case !s.in:
 			s.skip++
-		case s.f.cr && x == '\n' && len(s.buf) == 0:
-			// CR LF where CR was asked for.
+			s.gap = s.gap && x == '\r'
+		case s.f.end != '\n' && (x == '\n' || x == '\r') && len(s.buf) == 0:
+			// A line end where another one was asked for.
+		case s.f.block && x == '\r' && len(s.buf) > 0 && s.buf[len(s.buf)-1] == '\n':
+			// The empty line of a block that ends with CR LF.
 		case len(s.buf) == cap(s.buf):
 			s.drop()
 			s.skip++
@@ -136,8 +169,8 @@ func (s *Scanner) drop() {
 // endLine judges the line under way. Empty lines are nothing.
 func (s *Scanner) endLine(frame func([]byte)) {
 	line := s.buf
-	if !s.f.cr && len(line) > 0 && line[len(line)-1] == '\r' {
-		line = line[:len(line)-1]
+	if s.f.end == '\n' {
+		line = bytes.TrimSuffix(bytes.TrimSuffix(line, []byte{'\n'}), []byte{'\r'})
 	}
 	switch {
 	case !s.in || len(line) == 0:

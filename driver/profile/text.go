@@ -1,7 +1,6 @@
 package profile
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
 	"math"
@@ -9,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"tidegate/internal/telemetry"
 )
@@ -17,13 +15,24 @@ import (
 // textSource is one place in text lines where a point stands.
 type textSource struct {
 	nmea  string // sentence type, or a whole address such as PGRME; "" = any line
-	field int
+	field int    // -1 = found otherwise
 	xdr   *XDR
+	key   string
+	group string
+	at    int // columns [at, at+width); width 0 = none
+	width int
 	where []condition
 	valid []condition
 	by    int // field with the unit, if units is not nil
 	units map[string]*number
 	num   *number
+	ends  []textEnd // what may stand behind the digits; empty = nothing
+}
+
+// textEnd is what may stand behind the digits of a field.
+type textEnd struct {
+	text string
+	num  *number
 }
 
 // condition is a field and the contents it may have.
@@ -36,28 +45,58 @@ type condition struct {
 const maxFields = 128
 
 // buildSources checks the text places of the point and its alternatives.
-func (pt *Point) buildSources(c *codec, r report) {
+func (p *Profile) buildSources(pt *Point, c *codec, r report) {
 	if c.text == nil {
 		for _, k := range []struct {
 			key   string
 			given bool
-		}{{"where", pt.Where != nil}, {"valid", pt.Valid != nil}, {"by", pt.By != nil}, {"or", pt.Or != nil}} {
+		}{{"where", pt.Where != nil && c.table != 0}, {"valid", pt.Valid != nil && c.table != 0}, {"by", pt.By != nil}, {"or", pt.Or != nil}} {
 			if k.given {
 				r(k.key, k.key+" is for text lines", "remove it")
 			}
 		}
 		return
 	}
-	main := Source{pt.NMEA, pt.Field, pt.XDR, pt.Where, pt.Valid, pt.By, pt.Scale, pt.Offset}
-	c.text = append(c.text, main.build(pt, r))
+	main := Source{NMEA: pt.NMEA, Field: pt.Field, XDR: pt.XDR, Key: pt.Key, Group: pt.Group, Where: pt.Where,
+		Valid: pt.Valid, By: pt.By, Scale: pt.Scale, Offset: pt.Offset}
+	if pt.At != nil {
+		if p.bytewise() {
+			main.Where, main.Valid = nil, nil // they speak of bytes
+		}
+		s := main.build(pt, func(string, string, string) {})
+		s.at, s.width, s.field = *pt.At, pt.Length, -1
+		c.text = append(c.text, s)
+	} else {
+		c.text = append(c.text, main.build(pt, r))
+	}
 	for i := range pt.Or {
 		c.text = append(c.text, pt.Or[i].build(pt, sub(r, "or["+strconv.Itoa(i)+"]")))
 	}
+	for i := range c.text {
+		p.checkGroup(c.text[i].group, r)
+	}
+}
+
+// checkGroup finds groups that no pattern has.
+func (p *Profile) checkGroup(name string, r report) {
+	if name == "" || p.Frames == nil {
+		return
+	}
+	for _, re := range p.raw.patterns {
+		if re.SubexpIndex(name) > 0 {
+			return
+		}
+	}
+	r("group", fmt.Sprintf("no pattern of the frames has a group %q", name), "write patterns: ['T=(?P<temperature>[-0-9.]+)']")
 }
 
 func (s *Source) build(pt *Point, r report) textSource {
 	out := textSource{nmea: s.NMEA, xdr: s.XDR, where: conditions(s.Where), valid: conditions(s.Valid)}
 	switch {
+	case (s.Key != "" || s.Group != "") && (s.Field != nil || s.XDR != nil || s.Key != "" && s.Group != ""):
+		r("", "a value is found by field, key, group or xdr, one of them", "")
+	case s.Key != "" || s.Group != "":
+		out.key, out.group, out.field = s.Key, s.Group, -1
 	case s.XDR != nil && (s.Field != nil || s.NMEA != "" && s.NMEA != "XDR"):
 		r("xdr", "xdr finds its own sentence and field", "remove nmea and field")
 	case s.XDR != nil:
@@ -74,21 +113,24 @@ func (s *Source) build(pt *Point, r report) textSource {
 	scaled.Scale, scaled.Offset = s.Scale, s.Offset
 	num, _ := scaled.numbers(func(string, string, string) {})
 	out.num = &num
+	scaledBy := func(f Decimal, path string) *number {
+		if !f.Given() || f.num == 0 {
+			r(path, "a factor is a number other than 0", "")
+			return &num
+		}
+		x := f.rat(1)
+		n := newNumber(x.Mul(x, s.Scale.rat(1)), s.Offset.rat(0), pt.Decimals, pt.rangeEnd(0), pt.rangeEnd(1))
+		return &n
+	}
+	for _, end := range slices.Sorted(maps.Keys(pt.Suffix)) {
+		out.ends = append(out.ends, textEnd{end, scaledBy(pt.Suffix[end], "suffix."+end)})
+	}
 	if s.By == nil {
 		return out
 	}
 	out.by, out.units = s.By.Field, map[string]*number{}
 	for _, unit := range slices.Sorted(maps.Keys(s.By.Factors)) {
-		f := s.By.Factors[unit]
-		if !f.Given() || f.num == 0 {
-			r("by.factors."+unit, "a factor is a number other than 0", "")
-			continue
-		}
-		x := f.rat(1)
-		x.Mul(x, s.Scale.rat(1))
-		n := num
-		n = newNumber(x, s.Offset.rat(0), pt.Decimals, pt.rangeEnd(0), pt.rangeEnd(1))
-		out.units[unit] = &n
+		out.units[unit] = scaledBy(s.By.Factors[unit], "by.factors."+unit)
 	}
 	return out
 }
@@ -106,131 +148,6 @@ func conditions(m map[int64][]string) (out []condition) {
 		out = append(out, condition{int(f), m[f]})
 	}
 	return out
-}
-
-// DecodeFrame appends a reading for each point that a frame speaks of and
-// returns dst. A frame that is damaged speaks of nothing: length and check
-// are tested again here. raw is a frame as the scanner yields it.
-func (p *Profile) DecodeFrame(raw []byte, base uint32, dst []telemetry.Reading) []telemetry.Reading {
-	switch {
-	case p.Frames == nil:
-		return dst
-	case p.raw.line:
-		if !p.raw.lineHolds(raw) {
-			return dst
-		}
-		return p.decodeLine(p.raw.body(raw), base, dst)
-	}
-	if v, n := p.raw.look(raw); v != whole || n != len(raw) {
-		return dst
-	}
-	end := p.raw.dataEnd(len(raw))
-	for i := range p.codecs {
-		c := &p.codecs[i]
-		if int(c.addr)+int(c.count) > end {
-			continue
-		}
-		out := telemetry.Reading{Point: base + uint32(i)}
-		c.decode(raw[c.addr:int(c.addr)+int(c.count)], &c.num, &out)
-		dst = append(dst, out)
-	}
-	return dst
-}
-
-func (p *Profile) decodeLine(body []byte, base uint32, dst []telemetry.Reading) []telemetry.Reading {
-	var all [maxFields][]byte
-	n := 0
-	for more := true; more && n < maxFields; n++ {
-		all[n], body, more = bytes.Cut(body, []byte{','})
-		all[n] = bytes.TrimSpace(all[n])
-	}
-	fields := all[:n]
-	for i := range p.codecs {
-		c := &p.codecs[i]
-		for k := range c.text {
-			out := telemetry.Reading{Point: base + uint32(i)}
-			if !c.text[k].decode(c, fields, &out) {
-				continue
-			}
-			dst = append(dst, out)
-			break
-		}
-	}
-	return dst
-}
-
-// decode fills out and says whether the line speaks of this source.
-func (s *textSource) decode(c *codec, fields [][]byte, out *telemetry.Reading) bool {
-	if s.nmea != "" && !isSentence(fields[0], s.nmea) {
-		return false
-	}
-	for i := range s.where {
-		if !s.where[i].holds(fields) {
-			return false
-		}
-	}
-	at, unitFits := s.field, true
-	if s.xdr != nil {
-		if at, unitFits = s.xdr.find(fields); at < 0 {
-			return false
-		}
-	}
-	if at >= len(fields) {
-		return false
-	}
-	for i := range s.valid {
-		if !s.valid[i].holds(fields) {
-			out.Quality, out.Cause = telemetry.Fault, telemetry.CauseMarker
-			return true
-		}
-	}
-	text := fields[at]
-	if len(text) == 0 || c.isNA(string(text)) {
-		out.Quality, out.Cause = telemetry.Fault, telemetry.CauseMarker
-		return true
-	}
-	num := s.num
-	if s.units != nil {
-		var unit []byte
-		if s.by < len(fields) {
-			unit = fields[s.by]
-		}
-		if num = s.units[string(unit)]; num == nil {
-			unitFits = false
-		}
-	}
-	if !unitFits {
-		out.Quality, out.Cause = telemetry.Fault, telemetry.CauseBadText
-		return true
-	}
-	c.decodeField(text, num, out)
-	return true
-}
-
-// decodeField turns the text of one field into a value.
-func (c *codec) decodeField(text []byte, num *number, out *telemetry.Reading) {
-	if c.act == actString {
-		if !utf8.Valid(text) {
-			text = bytes.ToValidUTF8(text, []byte("\uFFFD"))
-		}
-		out.Value = telemetry.TextValue(string(text))
-		return
-	}
-	ok, good := true, true
-	if c.act == actEnum {
-		n, err := strconv.ParseInt(string(text), 10, 64)
-		if good = err == nil; good {
-			out.Value, ok = c.word(uint64(n))
-		}
-	} else {
-		out.Value, ok, good = num.text(text)
-	}
-	switch {
-	case !good:
-		out.Quality, out.Cause = telemetry.Fault, telemetry.CauseBadText
-	case !ok:
-		out.Quality = telemetry.Range
-	}
 }
 
 // text returns the value of a number written in digits, whether it is
@@ -323,54 +240,4 @@ func (x *XDR) find(fields [][]byte) (at int, unitFits bool) {
 		}
 	}
 	return -1, false
-}
-
-// EncodeFrame builds a binary frame from one value for each point, None for
-// those that stay 0. It fails for text lines, and where the size of a frame
-// is not fixed.
-func (p *Profile) EncodeFrame(values []telemetry.Value) ([]byte, error) {
-	f := &p.raw
-	if p.Frames == nil || f.line || f.size == 0 {
-		return nil, fmt.Errorf("profile %s has no binary frames of a fixed size", p.Name)
-	}
-	b := make([]byte, f.size)
-	for i, v := range values {
-		if i >= len(p.codecs) || v.Kind() == telemetry.None {
-			continue
-		}
-		c := &p.codecs[i]
-		raw, err := p.Encode(i, v)
-		if err != nil {
-			return nil, err
-		}
-		if int(c.addr)+len(raw) > len(b) {
-			return nil, fmt.Errorf("point %s stands behind the end of the frame", p.Points[i].Name)
-		}
-		for k, x := range raw {
-			b[int(c.addr)+k] |= x
-		}
-	}
-	copy(b, f.sync)
-	copy(b[len(b)-len(f.tail):], f.tail)
-	if c := f.count; c != nil {
-		l := uint16(f.size - c.Adds)
-		switch {
-		case c.bytes() == 1:
-			b[c.At] = byte(l)
-		case c.Order == "little":
-			b[c.At], b[c.At+1] = byte(l), byte(l>>8)
-		default:
-			b[c.At], b[c.At+1] = byte(l>>8), byte(l)
-		}
-	}
-	sum, at, ok := f.sum(b)
-	switch {
-	case !ok:
-		return nil, fmt.Errorf("profile %s: the check does not fit into the frame", p.Name)
-	case f.checkSize == 1:
-		b[at] = byte(sum)
-	case f.checkSize == 2:
-		b[at], b[at+1] = byte(sum>>8), byte(sum)
-	}
-	return b, nil
 }
