@@ -35,7 +35,6 @@ var doors = map[string][]string{
 	"go.etcd.io/bbolt":                    {"buffer"},
 	"golang.org/x/sys":                    {"buffer", "driver", "internal/clock"},
 	"github.com/goccy/go-yaml":            {"internal/document"},
-	"github.com/mochi-mqtt/server":        {"internal/sim"},
 	"github.com/spf13/cobra":              {"cmd/tidegate"},
 }
 

@@ -3,14 +3,9 @@ package sim
 import (
 	"crypto/tls"
 	"fmt"
-	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
-
-	mqtt "github.com/mochi-mqtt/server/v2"
-	"github.com/mochi-mqtt/server/v2/packets"
 )
 
 // BrokerOptions say how a Broker is set up. The zero value is a broker with
@@ -19,19 +14,20 @@ type BrokerOptions struct {
 	Addr string // host:port to listen on; "" is 127.0.0.1:0
 	CA   *CA    // who signs; nil makes one
 	// OnPublish is called for every message that the broker took, in the
-	// order of each connection, and before or after its acknowledgement
-	// reaches the sender. Calls for different connections may overlap. It
-	// must not keep payload.
+	// order of each connection, and before its acknowledgement reaches the
+	// sender. Calls for different connections may overlap. It must not keep
+	// payload.
 	OnPublish func(topic string, payload []byte)
 }
 
-// Broker is the demo's MQTT broker: TLS 1.2 or better, client certificates
-// demanded, nothing kept on disk. Its link can be cut and restored.
+// Broker is the demo's MQTT 3.1.1 broker: TLS 1.2 or better, client
+// certificates demanded, nothing kept on disk, no sessions kept. Its link can
+// be cut and restored.
 type Broker struct {
-	server *mqtt.Server
-	gate   *gate
-	ca     *CA
-	count  atomic.Int64
+	gate  *gate
+	post  *post
+	ca    *CA
+	count atomic.Int64
 }
 
 // NewBroker starts a broker. Close it.
@@ -54,32 +50,14 @@ func NewBroker(o BrokerOptions) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.server = mqtt.New(&mqtt.Options{InlineClient: true, SysTopicResendInterval: 3600,
-		Logger: slog.New(slog.DiscardHandler)})
-	err = b.server.AddHook(&allow{}, nil)
-	if err == nil {
-		err = b.server.Subscribe("#", 1, func(_ *mqtt.Client, _ packets.Subscription, pk packets.Packet) {
-			if strings.HasPrefix(pk.TopicName, "$") {
-				return // the broker's own figures
-			}
-			b.count.Add(1)
-			if o.OnPublish != nil {
-				o.OnPublish(pk.TopicName, pk.Payload)
-			}
-		})
-	}
-	if err == nil {
-		err = b.server.Serve()
-	}
-	if err != nil {
-		return nil, fmt.Errorf("sim: broker: %w", err)
-	}
-	b.gate = &gate{addr: o.Addr, config: config, conns: map[net.Conn]struct{}{}, serve: func(c net.Conn) {
-		// An error is the end of this connection: the client sees it, too.
-		_ = b.server.EstablishConnection("tls", c)
+	b.post = &post{retained: map[string][]byte{}, members: map[*member]struct{}{}, took: func(topic string, payload []byte) {
+		b.count.Add(1)
+		if o.OnPublish != nil {
+			o.OnPublish(topic, payload)
+		}
 	}}
+	b.gate = &gate{addr: o.Addr, config: config, conns: map[net.Conn]struct{}{}, serve: b.post.serve}
 	if err := b.gate.open(); err != nil {
-		b.server.Close()
 		return nil, err
 	}
 	return b, nil
@@ -115,27 +93,13 @@ func (b *Broker) Cut() { b.gate.shut() }
 // when the broker is not cut.
 func (b *Broker) Restore() error { return b.gate.open() }
 
-// Close ends the broker and everything it started. It must be called once.
+// Close ends the broker and everything it started.
 func (b *Broker) Close() error {
 	b.gate.close()
-	return b.server.Close()
+	return nil
 }
 
-// allow lets every client with a good certificate do everything.
-type allow struct{ mqtt.HookBase }
-
-func (*allow) ID() string { return "allow" }
-
-func (*allow) Provides(b byte) bool {
-	return b == mqtt.OnConnectAuthenticate || b == mqtt.OnACLCheck
-}
-
-func (*allow) OnConnectAuthenticate(*mqtt.Client, packets.Packet) bool { return true }
-
-func (*allow) OnACLCheck(*mqtt.Client, string, bool) bool { return true }
-
-// gate takes connections in and can be shut and opened. The broker's own
-// listener could not, and does not wait for what it starts.
+// gate takes connections in and can be shut and opened.
 type gate struct {
 	config *tls.Config
 	serve  func(net.Conn)
