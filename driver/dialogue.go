@@ -214,7 +214,7 @@ func (c *call) write(p []byte) error {
 // the next.
 func (c *call) quiet() error {
 	w := &c.line.wire
-	gap := max(w.gap, c.dev.opt.Map.Gap)
+	gap := max(w.gap, c.dev.gap)
 	if w.dirty {
 		gap = max(gap, silent, w.char*7/2)
 		w.last = time.Now()

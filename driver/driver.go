@@ -196,6 +196,38 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	}
 }
 
+// mode returns the settings of the serial line: configured, else those of
+// the first profile that names some.
+func (o *Options) mode() (lineMode, error) {
+	s := o.Line
+	for i := range o.Devices {
+		if m := o.Devices[i].Map; s == "" && m != nil {
+			s = m.Line
+		}
+	}
+	if s == "" {
+		s = "9600 8N1"
+	}
+	return parseLine(s)
+}
+
+// Limits returns what the blocks of this line are planned with; of options
+// that are not valid, as far as they go.
+func (o *Options) Limits() profile.Limits {
+	lim := profile.Limits{MaxRegisters: 125, MaxBits: 2000, Turnaround: o.Turnaround}
+	if lim.Turnaround == 0 {
+		lim.Turnaround = 5 * time.Millisecond
+	}
+	at, err := parseConnect(o.Connect)
+	if err != nil || !at.serial {
+		return lim
+	}
+	if m, err := o.mode(); err == nil {
+		lim.Char, lim.Silence, lim.ASCII = m.char(), max(m.silence(), o.Gap), at.kind == kindASCII
+	}
+	return lim
+}
+
 // unit returns the unit address with the profile's as default.
 func (d *Device) unit() int {
 	if d.Unit == 0 && d.Map != nil {

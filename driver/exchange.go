@@ -87,7 +87,7 @@ func (l *Line) exchange(ctx context.Context, id uint8, a *ask) (Reply, error) {
 	var d *device
 	for _, x := range l.devices {
 		if x.unit == u {
-			d, timeout, gap = x, x.timeout, x.opt.Map.Gap
+			d, timeout, gap = x, x.timeout, x.gap
 			break
 		}
 	}

@@ -24,6 +24,8 @@ type Line struct {
 	clk     *clock.Clock
 	log     *slog.Logger
 	timeout time.Duration
+	limits  profile.Limits // of its blocks
+	dial    func(context.Context) (stream, error)
 
 	own    chan struct{} // holds a token while somebody owns the line
 	asking chan struct{} // holds a token while a technician waits or asks
@@ -69,6 +71,8 @@ type unit struct {
 	asked uint64    // requests since it was last heard
 	bytes uint64    // bytes that came to these requests
 	bad   uint64    // damaged answers among them
+
+	searching bool // it is found out which registers it is silent to
 }
 
 // device is one instrument of the configuration.
@@ -77,9 +81,12 @@ type device struct {
 	opt     *Device
 	unit    *unit
 	timeout time.Duration
+	gap     time.Duration // silence it wants before a request
 	grid    grid
 	talker  *talker // of a device that talks by itself, else nil
 	memory  *profile.Memory
+
+	known learned // what it does not let itself be read across
 
 	// guarded by Line.mu
 	stats  DeviceStats
@@ -120,9 +127,10 @@ func Open(o Options, env Env) (*Line, error) {
 			l.timeout = time.Second
 		}
 	}
-	if err := l.setMode(); err != nil {
+	if l.mode, err = o.mode(); err != nil {
 		return nil, fmt.Errorf("bus %s: %w", o.Name, err)
 	}
+	l.limits = o.Limits()
 	l.wire = wire{kind: at.kind, pk: packager(at.kind, 1), gap: o.Gap, stray: l.heardStray}
 	switch {
 	case at.serial:
@@ -130,6 +138,7 @@ func Open(o Options, env Env) (*Line, error) {
 	case at.kind == kindRTU:
 		l.wire.gap = max(o.Gap, 1750*time.Microsecond)
 	}
+	l.dial = l.connect
 	l.public.state = "idle"
 	now := time.Now()
 	for i := range l.opt.Devices {
@@ -140,27 +149,11 @@ func Open(o Options, env Env) (*Line, error) {
 	return l, nil
 }
 
-// setMode chooses the line settings: configured, else the first device's profile's.
-func (l *Line) setMode() error {
-	s := l.opt.Line
-	for i := range l.opt.Devices {
-		if m := l.opt.Devices[i].Map; s == "" && m != nil {
-			s = m.Line
-		}
-	}
-	if s == "" {
-		s = "9600 8N1"
-	}
-	m, err := parseLine(s)
-	l.mode = m
-	return err
-}
-
 func (l *Line) addDevice(o *Device, now time.Time) error {
 	if o.Map == nil {
 		return errors.New("it has no map of points")
 	}
-	d := &device{name: o.Name, opt: o, timeout: o.timeout(l.timeout), grid: newGrid(l.name, o.Name, o.every())}
+	d := &device{name: o.Name, opt: o, timeout: o.timeout(l.timeout), gap: o.Map.Gap, grid: newGrid(l.name, o.Name, o.every())}
 	d.stats = DeviceStats{Name: o.Name, Unit: o.unit(), State: "init", Every: o.every()}
 	d.memory = o.Map.NewMemory()
 	l.devices = append(l.devices, d)
@@ -168,11 +161,7 @@ func (l *Line) addDevice(o *Device, now time.Time) error {
 		return l.addSerial(d, now)
 	}
 	d.unit = l.unit(byte(o.unit()))
-	limits := profile.Limits{MaxRegisters: 125, MaxBits: 2000, Char: l.wire.char, Turnaround: l.opt.Turnaround}
-	if limits.Turnaround == 0 {
-		limits.Turnaround = 5 * time.Millisecond
-	}
-	for _, r := range o.Map.Plan(limits) {
+	for _, r := range o.Map.Plan(l.limits) {
 		a, err := newAsk(packager(l.at.kind, d.unit.id), l.at.kind, d.unit.id, r.Table, r.Address, r.Count)
 		if err != nil {
 			return err
@@ -348,13 +337,7 @@ func (l *Line) ensureOpen(ctx context.Context) error {
 	if l.isClosed() {
 		return ErrClosed
 	}
-	var st stream
-	var err error
-	if l.at.serial {
-		st, err = openPort(l.at.addr, l.mode)
-	} else {
-		st, err = dialTCP(ctx, l.at.addr, min(max(l.timeout, 3*time.Second), 10*time.Second))
-	}
+	st, err := l.dial(ctx)
 	now := time.Now()
 	if err != nil {
 		if ctx.Err() != nil {
@@ -390,6 +373,14 @@ func (l *Line) ensureOpen(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// connect opens the port, or the connection.
+func (l *Line) connect(ctx context.Context) (stream, error) {
+	if l.at.serial {
+		return openPort(l.at.addr, l.mode)
+	}
+	return dialTCP(ctx, l.at.addr, min(max(l.timeout, 3*time.Second), 10*time.Second))
 }
 
 // reopenWait returns how long to wait before the next attempt: a port is

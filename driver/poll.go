@@ -1,14 +1,11 @@
 package driver
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
-	"slices"
-	"strings"
 	"time"
 
 	"tidegate/driver/profile"
@@ -24,20 +21,19 @@ type job struct {
 	due     time.Time
 	failure error     // of the last poll, nil if it was good
 	told    time.Time // when that failure was last emitted
-	refused int       // how often in a row the device refused this address
-	retry   time.Time // before it, a refused address is not asked again
 	talk    dialogue  // of a device that is asked on a serial line; else nil
 	resume  time.Time // when the round under way goes on; zero: no round is
+
+	good   bool      // it was answered at least once
+	fork   *fork     // it is part of a search for what a device refuses
+	hole   *hole     // its points are not there
+	mute   int       // how often it was met with silence, while never answered
+	muted  time.Time // the first time
+	probes int       // canaries sent
 }
 
-const (
-	// heartbeat is how often a lasting failure is said again.
-	heartbeat = 60 * time.Second
-	// retryFirst and retryHole are when a refused address is tried again:
-	// once soon, because a device may refuse while it starts, then hourly.
-	retryFirst = time.Minute
-	retryHole  = time.Hour
-)
+// heartbeat is how often a lasting failure is said again.
+const heartbeat = 60 * time.Second
 
 // still returns why a job must fail without a word on the line, or nil.
 func (l *Line) still(j *job, now time.Time) error {
@@ -48,8 +44,6 @@ func (l *Line) still(j *job, now time.Time) error {
 			return l.open.err
 		}
 		return ErrGone
-	case j.refused > 0 && now.Before(j.retry):
-		return Exception(2)
 	case u.br.open() && (now.Before(u.br.next) || now.Before(l.absent)):
 		return ErrAbsent
 	}
@@ -98,7 +92,13 @@ func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*tele
 		return
 	}
 	d := j.dev
-	late := now.Sub(j.due) > d.grid.lateAfter()
+	if j.hole != nil && now.Before(j.hole.retry) {
+		l.fail(j, j.hole.err, now, emit)
+		j.rest(now)
+		return
+	}
+	late := j.hole == nil && now.Sub(j.due) > d.grid.lateAfter()
+	again, counted := false, true // asked once more at once; as a poll
 	var err error
 	defer func() {
 		if r := recover(); r != nil {
@@ -108,34 +108,76 @@ func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*tele
 			j.failure, j.told = err, time.Now()
 			l.wire.dirty = true
 		}
-		next, skipped := d.grid.after(j.due, time.Now())
-		j.due = next
-		l.account(d, err, late, skipped, time.Since(now))
+		now2 := time.Now()
+		next, skipped := d.grid.after(j.due, now2)
+		switch {
+		case again:
+		case j.hole != nil:
+			j.rest(now2)
+		default:
+			j.due = next
+		}
+		if again || !counted {
+			l.count(func(p *public) { p.busy += now2.Sub(now) })
+		} else {
+			l.account(d, err, late, skipped, now2.Sub(now))
+		}
+		if again {
+			return
+		}
+		l.learn(j, err, now2)
 	}()
 	if err = l.still(j, now); err != nil {
 		l.fail(j, err, now, emit)
 		return
 	}
+	if a := j.canary(l); a != nil {
+		again, err = l.probe(ctx, j, a, now, emit)
+		return
+	}
 	before := l.clk.Stamp()
-	r, err2 := l.query(ctx, d.unit, j.ask, d.timeout, d.opt.Map.Gap)
+	r, err2 := l.query(ctx, d.unit, j.ask, d.timeout, d.gap)
 	if err = err2; err != nil {
+		now = time.Now()
 		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 			return
 		}
-		if errors.Is(err, Exception(2)) && l.refused(j, time.Now()) {
-			err = nil // its points are asked apart at once
-			return
+		silent, yes := j.suspect(err, &r, now)
+		if again = yes && l.part(j, silent, err, now); again {
+			return // its halves are asked
 		}
-		l.fail(j, err, time.Now(), emit)
+		if j.hole != nil {
+			if counted = j.hole.tries == 1; !yes { // it was asked again, and something else went wrong
+				j.hole.retry = now.Add(retryFirst)
+			}
+		}
+		l.fail(j, err, now, emit)
 		return
 	}
 	l.group.At = midpoint(before, l.clk.Stamp())
 	l.group.Readings = d.opt.Map.Decode(j.req, r.data, d.opt.Base, l.group.Readings[:0])
-	j.failure, j.refused = nil, 0
+	j.failure, j.good = nil, true
 	l.mu.Lock()
 	d.stats.RTT = r.got.Sub(r.sent)
 	l.mu.Unlock()
+	counted = j.hole == nil
 	emit(&l.group)
+}
+
+// probe asks an absent unit for a part of a block it never answered. If it is
+// there, the whole block is asked at once, and parted if it stays without an
+// answer.
+func (l *Line) probe(ctx context.Context, j *job, a *ask, now time.Time, emit func(*telemetry.Group)) (again bool, err error) {
+	var x Exception
+	_, err = l.query(ctx, j.dev.unit, a, j.dev.timeout, j.dev.gap)
+	switch {
+	case err == nil, errors.As(err, &x) && x != 10 && x != 11:
+		j.mute, j.muted = max(j.mute, 1), now
+		return true, nil
+	case ctx.Err() == nil || !errors.Is(err, ctx.Err()):
+		l.fail(j, err, time.Now(), emit)
+	}
+	return false, err
 }
 
 // fail emits the points of a job with the cause and without values: when the
@@ -155,62 +197,6 @@ func (l *Line) fail(j *job, err error, now time.Time, emit func(*telemetry.Group
 	emit(&l.group)
 }
 
-// refused deals with a device that refuses an address: a block of several
-// points is halved, so that one bad address does not take the good ones with
-// it; a single point is left alone for a while. It says whether the points
-// are asked again at once.
-func (l *Line) refused(j *job, now time.Time) bool {
-	if len(j.req.Points) > 1 {
-		if a, b, ok := l.halves(j); ok {
-			i := slices.Index(l.jobs, j)
-			l.jobs = slices.Insert(slices.Delete(l.jobs, i, i+1), i, a, b)
-			return true
-		}
-	}
-	j.refused++
-	j.retry = now.Add(retryHole)
-	if j.refused == 1 {
-		j.retry = now.Add(retryFirst)
-		var names []string
-		for _, i := range j.req.Points {
-			names = append(names, j.dev.opt.Map.Points[i].Name)
-		}
-		l.log.Warn("the device refuses an address", "device", j.dev.name, "points", strings.Join(names, " "),
-			"table", j.req.Table.String(), "address", j.req.Address, "register", profile.ManualNumber(j.req.Table, j.req.Address))
-	}
-	return false
-}
-
-// halves makes two jobs of one, parted between two points.
-func (l *Line) halves(j *job) (a, b *job, ok bool) {
-	places := make(map[int]profile.Request, len(j.req.Points))
-	for _, i := range j.req.Points {
-		r, err := j.dev.opt.Map.PointRequest(i)
-		if err != nil || r.Table != j.req.Table {
-			return nil, nil, false
-		}
-		places[i] = r
-	}
-	sorted := slices.Clone(j.req.Points)
-	slices.SortStableFunc(sorted, func(a, b int) int { return cmp.Compare(places[a].Address, places[b].Address) })
-	mid := len(sorted) / 2
-	var parts [2]*job
-	for k, points := range [2][]int{sorted[:mid], sorted[mid:]} {
-		lo, hi := 1<<16, 0
-		for _, i := range points {
-			r := places[i]
-			lo, hi = min(lo, int(r.Address)), max(hi, int(r.Address)+int(r.Count))
-		}
-		req := profile.Request{Table: j.req.Table, Address: uint16(lo), Count: uint16(hi - lo), Points: points}
-		ask, err := newAsk(packager(l.at.kind, j.ask.unit), l.at.kind, j.ask.unit, req.Table, req.Address, req.Count)
-		if err != nil {
-			return nil, nil, false
-		}
-		parts[k] = &job{dev: j.dev, req: req, ask: ask, due: j.due, failure: j.failure, told: j.told}
-	}
-	return parts[0], parts[1], true
-}
-
 // midpoint returns the instant between two stamps.
 func midpoint(a, b clock.Stamp) clock.Stamp {
 	b.Wall = a.Wall + (b.Wall-a.Wall)/2
@@ -227,11 +213,7 @@ func (l *Line) query(ctx context.Context, u *unit, a *ask, timeout, gap time.Dur
 		return result{}, err
 	}
 	if l.at.kind != kindTCP && u.q.barred(a) {
-		if count, ok := u.q.barrier(a); ok {
-			probe, err := newAsk(packager(l.at.kind, u.id), l.at.kind, u.id, profile.Table(a.fc), a.addr, count)
-			if err != nil {
-				return result{}, err
-			}
+		if probe := l.barrier(u, a); probe != nil {
 			r, err := l.once(u, probe, timeout, gap)
 			var x Exception
 			if err != nil && !errors.As(err, &x) {
@@ -251,6 +233,46 @@ func (l *Line) query(ctx context.Context, u *unit, a *ask, timeout, gap time.Dur
 		}
 	}
 	return r, err
+}
+
+// barrier returns a request of a shape that the unit owes no answer of: a
+// part of a, or what is polled of the unit anyway, or the registers behind,
+// where the device does not forbid them. It is nil if there is none.
+func (l *Line) barrier(u *unit, a *ask) *ask {
+	of := func(count uint16) *ask {
+		b, err := newAsk(packager(l.at.kind, u.id), l.at.kind, u.id, profile.Table(a.fc), a.addr, count)
+		if err != nil {
+			return nil
+		}
+		return b
+	}
+	if count, ok := u.q.barrier(a); ok {
+		return of(count)
+	}
+	var dev *device
+	for _, j := range l.jobs {
+		if j.dev.unit != u || j.talk != nil {
+			continue
+		}
+		dev = j.dev
+		if j.good && j.hole == nil && !u.q.owes(j.ask.fc, j.ask.body) {
+			return j.ask
+		}
+	}
+	for n := uint16(1); n <= 4; n++ {
+		count := a.count + n
+		if profile.Table(a.fc).Bits() {
+			count = a.count + 8*n
+		}
+		lo, hi := int(a.addr), int(a.addr)+int(count)
+		if hi > 1<<16 || count > 100 || dev != nil && dev.opt.Map.Forbids(profile.Table(a.fc), lo, hi) {
+			break
+		}
+		if !u.q.owes(a.fc, shape(a.fc, count)) {
+			return of(count)
+		}
+	}
+	return nil
 }
 
 // once does one exchange and draws the conclusions for unit and connection.
@@ -301,12 +323,17 @@ func (l *Line) once(u *unit, a *ask, timeout, gap time.Duration) (result, error)
 	return r, err
 }
 
-// spoke notes that a unit is there. When the whole line was silent before,
-// the others are tried again at once.
+// spoke notes that a unit is there. When it was taken for absent, the other
+// absent units are tried again at once, one after the other as long as they
+// answer: often a whole branch comes back, or the whole cabinet starts.
 func (l *Line) spoke(u *unit, now time.Time) {
-	if u.br.open() && l.alone(u) {
+	if u.br.open() {
+		alone := l.alone(u)
 		for _, o := range l.units {
-			o.br.next, o.br.backoff = now, min(o.br.backoff, backoffMin/2)
+			o.br.next = now
+			if alone {
+				o.br.backoff = min(o.br.backoff, backoffMin/2)
+			}
 		}
 		l.absent = now
 	}
@@ -314,12 +341,19 @@ func (l *Line) spoke(u *unit, now time.Time) {
 }
 
 // silent notes that a unit did not answer, which took the line's time. All
-// absent units together get a twentieth of it.
+// absent units together get a fortieth of it.
 func (l *Line) silent(u *unit, now time.Time, cost time.Duration) {
 	alone := l.alone(u)
-	u.br.failed(now, alone, rand.Float64())
+	wait := patience
+	switch {
+	case u.searching:
+		wait = searchPatience
+	case u.heard.IsZero() && !alone:
+		wait = patience - 1 // never heard, while others are
+	}
+	u.br.failed(now, alone, wait, rand.Float64())
 	if u.br.open() && !alone {
-		l.absent = now.Add(19 * cost)
+		l.absent = now.Add((absentShare - 1) * cost)
 	}
 }
 

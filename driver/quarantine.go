@@ -15,9 +15,10 @@ import "time"
 //     shapes go on: their answers cannot be mixed up.
 //  3. If the late answer is seen in that time, it is thrown away and the
 //     debt is paid: the hold ends at once.
-//  4. If it never came, the next request of that shape is preceded by one of
-//     another shape, the barrier. A device answers in order: once it has
-//     answered the barrier, nothing older can come. A device that leaves
+//  4. If it never came, and the unit has answered nothing since, the next
+//     request of that shape is preceded by one of another shape, the barrier.
+//     A device answers in order: once it has answered anything later, nothing
+//     older can come. A device that leaves
 //     barriers of several shapes unanswered, each for the whole hold, gets
 //     the plain request again.
 //
@@ -38,6 +39,7 @@ type debt struct {
 	n     int       // how many answers are owed
 	sent  time.Time // the last of these requests
 	until time.Time // a late answer may come until then
+	later bool      // the unit has answered a later request of another shape
 }
 
 // lateFactor is how many timeouts an answer may be late. A device that is
@@ -61,11 +63,11 @@ func (q *quarantine) missed(a *ask, sent time.Time, timeout time.Duration, now t
 	for i := range q.debts {
 		if d := &q.debts[i]; d.fc == a.fc && d.body == a.body {
 			d.n++
-			d.sent, d.until = sent, sent.Add(hold)
+			d.sent, d.until, d.later = sent, sent.Add(hold), false
 			return
 		}
 	}
-	q.debts = append(q.debts, debt{a.fc, a.body, 1, sent, sent.Add(hold)})
+	q.debts = append(q.debts, debt{a.fc, a.body, 1, sent, sent.Add(hold), false})
 }
 
 // heardLate takes a frame of the unit that came without being asked for. It
@@ -112,7 +114,15 @@ func (q *quarantine) ready(a *ask) time.Time {
 
 // barred says whether a request needs a barrier before it.
 func (q *quarantine) barred(a *ask) bool {
-	return q.deaf < barriers && q.owes(a.fc, a.body)
+	if q.deaf >= barriers {
+		return false
+	}
+	for i := range q.debts {
+		if d := &q.debts[i]; d.fc == a.fc && d.body == a.body && !d.later {
+			return true
+		}
+	}
+	return false
 }
 
 func (q *quarantine) owes(fc byte, body int) bool {
@@ -125,8 +135,8 @@ func (q *quarantine) owes(fc byte, body int) bool {
 }
 
 // barrier returns the count for a request of a shape that nothing owed has:
-// the same function and address as a, fewer items where that is possible.
-// ok is false if there is none.
+// the same function and address as a, and fewer items, so that it touches
+// nothing else. ok is false if there is none.
 func (q *quarantine) barrier(a *ask) (count uint16, ok bool) {
 	step := uint16(1)
 	if a.fc <= 2 {
@@ -134,11 +144,6 @@ func (q *quarantine) barrier(a *ask) (count uint16, ok bool) {
 	}
 	for c := uint16(1); c < a.count; c += step {
 		if b := shape(a.fc, c); b != a.body && !q.owes(a.fc, b) {
-			return c, true
-		}
-	}
-	for c := a.count + step; c <= a.count+4*step && int(a.addr)+int(c) <= 1<<16 && int(c) <= 100; c += step {
-		if !q.owes(a.fc, shape(a.fc, c)) {
 			return c, true
 		}
 	}
@@ -163,6 +168,7 @@ func (q *quarantine) answered(a *ask, now time.Time) {
 	kept := q.debts[:0]
 	for _, d := range q.debts {
 		if d.until.After(now) && (d.fc != a.fc || d.body != a.body) {
+			d.later = true
 			kept = append(kept, d)
 		}
 	}
@@ -170,8 +176,7 @@ func (q *quarantine) answered(a *ask, now time.Time) {
 }
 
 // breaker keeps a unit that does not answer from eating the time of the
-// others: after patience silent requests it is only probed, at growing
-// intervals.
+// others: after some silent requests it is only probed, at growing intervals.
 type breaker struct {
 	silent  int           // requests in a row without any answer
 	backoff time.Duration // present interval; 0 while the unit is there
@@ -179,9 +184,16 @@ type breaker struct {
 }
 
 const (
-	patience   = 3
-	backoffMin = 5 * time.Second
-	backoffMax = 10 * time.Minute
+	// patience is how often in a row a unit may be silent before it is taken
+	// for absent; searchPatience while it is found out which registers it is
+	// silent to.
+	patience       = 3
+	searchPatience = 12
+	// absentShare: all absent units of a line together get at most the
+	// absentShare-th part of its time, while other units answer.
+	absentShare = 40
+	backoffMin  = 5 * time.Second
+	backoffMax  = 10 * time.Minute
 	// backoffAlone is the longest interval while no unit of the line answers:
 	// there is nobody to protect.
 	backoffAlone = 10 * time.Second
@@ -191,7 +203,7 @@ const (
 func (b *breaker) open() bool { return b.backoff > 0 }
 
 // failed notes a request without answer. jitter is 0..1.
-func (b *breaker) failed(now time.Time, alone bool, jitter float64) {
+func (b *breaker) failed(now time.Time, alone bool, patience int, jitter float64) {
 	b.silent++
 	if b.silent < patience {
 		return

@@ -42,6 +42,7 @@ type DeviceStats struct {
 	Failed   uint64 // without
 	Late     uint64 // begun more than a tenth of the period (at least 20 ms) too late
 	Skipped  uint64 // slots that passed before there was time for them
+	Holes    []Hole // points that it refuses or is silent to; not to be changed
 }
 
 // public is what Stats reads of the line, guarded by Line.mu.

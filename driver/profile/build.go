@@ -163,7 +163,7 @@ func (p *Profile) buildPoint(i int, r report) {
 		if hi > 65536 {
 			r("", "reaches beyond address 65535", "")
 		}
-		if p.isForbidden(c.table, lo, hi) {
+		if p.Forbids(c.table, lo, hi) {
 			r("", "stands in a forbidden region", "")
 		}
 	}

@@ -6,12 +6,26 @@ import (
 	"time"
 )
 
-// Limits says what a line can do.
+// Limits says what a line can do, and what is known of a device beyond its
+// profile.
 type Limits struct {
 	MaxRegisters int           // most registers in a request; 0 = 125
 	MaxBits      int           // most coils or inputs in a request; 0 = 2000
-	Char         time.Duration // one character on this line; 0 = TCP
+	Char         time.Duration // one character on this line; 0 = a network
+	Silence      time.Duration // between two frames; 0 = 3.5 characters
 	Turnaround   time.Duration // what the device needs before it answers; 0 = 5 ms
+	ASCII        bool          // two characters for each byte
+
+	Without  []int     // points that are not asked for
+	Barriers []Barrier // what this device does not let itself be read across
+}
+
+// Barrier is a stretch of addresses [Lo, Hi) of a table that no request of
+// several points touches. With Lo = Hi it is the border between two
+// addresses that are never asked for together.
+type Barrier struct {
+	Table  Table
+	Lo, Hi int
 }
 
 // The limits of the Modbus specification.
@@ -41,7 +55,7 @@ func (p *Profile) Plan(l Limits) []Request {
 	for t := Coils; t <= Input; t++ {
 		var items []item
 		for i := range p.codecs {
-			if c := &p.codecs[i]; c.table == t {
+			if c := &p.codecs[i]; c.table == t && !slices.Contains(l.Without, i) {
 				lo, hi := c.span()
 				items = append(items, item{lo, hi, []int{i}})
 			}
@@ -68,7 +82,7 @@ func (p *Profile) planTable(t Table, items []item, l Limits, out []Request) []Re
 		for i := j - 1; i >= 0; i-- {
 			hi = max(hi, items[i].hi)
 			lo := items[i].lo
-			if i < j-1 && (hi-lo > limit || p.isForbidden(t, lo, hi) || p.gapTooWide(items[i:j])) {
+			if i < j-1 && (hi-lo > limit || p.Forbids(t, lo, hi) || l.barred(t, lo, hi) || p.gapTooWide(items[i:j])) {
 				break
 			}
 			if cost := best[i] + l.cost(t, hi-lo); best[j] < 0 || cost < best[j] {
@@ -121,9 +135,20 @@ func (p *Profile) gapTooWide(items []item) bool {
 	return false
 }
 
-func (p *Profile) isForbidden(t Table, lo, hi int) bool {
+// Forbids says whether a request for [lo, hi) would touch a forbidden address.
+func (p *Profile) Forbids(t Table, lo, hi int) bool {
 	for _, f := range p.Forbidden {
 		if r := f.of(t); len(r) == 2 && lo <= r[1] && r[0] < hi {
+			return true
+		}
+	}
+	return false
+}
+
+// barred says whether a request for [lo, hi) crosses a barrier.
+func (l *Limits) barred(t Table, lo, hi int) bool {
+	for _, b := range l.Barriers {
+		if b.Table == t && lo < b.Hi && hi > b.Lo {
 			return true
 		}
 	}
@@ -143,14 +168,26 @@ func (l Limits) cost(t Table, n int) int64 {
 		}
 		return tcpOverhead + int64(n)
 	}
-	turnaround := l.Turnaround
+	return int64(l.Time(t, n))
+}
+
+// Time is how long one request for n registers or bits takes on a serial
+// line: request, answer, turnaround and two silences.
+func (l Limits) Time(t Table, n int) time.Duration {
+	turnaround, silence := l.Turnaround, l.Silence
 	if turnaround <= 0 {
 		turnaround = 5 * time.Millisecond
 	}
-	// Request 8 characters, answer 5 and the data, two silences of 3.5.
-	chars := int64(8 + 5 + 7 + 2*n)
-	if t.Bits() {
-		chars = int64(8 + 5 + 7 + (n+7)/8)
+	if silence <= 0 {
+		silence = l.Char * 7 / 2
 	}
-	return chars*int64(l.Char) + int64(turnaround)
+	data := 2 * n
+	if t.Bits() {
+		data = (n + 7) / 8
+	}
+	chars := 8 + 5 + data // RTU: unit, function, CRC on both ways
+	if l.ASCII {
+		chars = 17 + 11 + 2*data // colon, hexadecimal, LRC, CR LF
+	}
+	return time.Duration(chars)*l.Char + 2*silence + turnaround
 }
