@@ -196,7 +196,7 @@ func TestEchoLooksLikeAnswer(t *testing.T) {
 	s.plan = func(n int, _ byte, _ uint16) fault {
 		return fault{name: "echo", echo: true, onlyEcho: n == 1}
 	}
-	l := bus(t, s, "rtu", 40*time.Millisecond)
+	l := bus(t, s, "rtu", 300*time.Millisecond)
 	var c tally
 	err := c.read(t, l, s, 1, profile.Coils, 0x0301, 20)
 	var e *Error
