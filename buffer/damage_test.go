@@ -271,9 +271,16 @@ func (s *store) without(path string, l Lane, whole *ranges) *ranges {
 	return &r
 }
 
-// Both state files gone: a new epoch, everything in the segments is kept, and
-// no number below the next is unaccounted for.
+// Both state files gone: everything in the segments is kept, and no number
+// below the next is unaccounted for. The epoch goes on as long as the numbers
+// are known; without them it is a new one.
 func TestBothStatesLost(t *testing.T) {
+	for _, numbers := range []bool{true, false} {
+		statesLost(t, numbers)
+	}
+}
+
+func statesLost(t *testing.T, numbers bool) {
 	s := makeStore(t, 60)
 	q := mustOpen(t, s.o)
 	epoch, given := q.Epoch(), q.Given(Data)
@@ -283,9 +290,14 @@ func TestBothStatesLost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if !numbers {
+		if err := os.Truncate(filepath.Join(s.dir, numbersName), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
 	q = mustOpen(t, s.o)
 	defer mustClose(t, q)
-	if q.Epoch() == epoch || q.Stopped() != "power" || q.Given(Data) < given-1 {
+	if numbers != (q.Epoch() == epoch) || q.Stopped() != "power" || q.Given(Data) < given-1 {
 		t.Fatal(q.Epoch(), epoch, q.Stopped(), q.Given(Data), given)
 	}
 	for l := range Lane(laneCount) {

@@ -110,7 +110,7 @@ func (r *Remains) list(dir string, also []string) error {
 func ours(name string) bool {
 	name = strings.TrimSuffix(strings.TrimSuffix(name, suffixNew), suffixSalvaged)
 	_, _, segment := parseName(name)
-	return segment || name == markerName || slices.Contains(stateNames[:], name)
+	return segment || name == markerName || name == numbersName || slices.Contains(stateNames[:], name)
 }
 
 // Shred overwrites a file that holds a key, unlinks it and makes that

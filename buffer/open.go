@@ -112,6 +112,9 @@ func (q *Queue) closeFiles() {
 			_ = b.close()
 		}
 	}
+	if q.numbers.f != nil {
+		q.numbers.f.Close()
+	}
 }
 
 func (q *Queue) start() error {
@@ -128,6 +131,11 @@ func (q *Queue) start() error {
 	if err != nil {
 		return err
 	}
+	given, slot, err := readNumbers(q.dir)
+	if err != nil {
+		return err
+	}
+	q.numbers.slot = slot
 	for name := range q.opener.kills {
 		if slices.Contains(stateNames[:], name) && q.opener.kills[name] >= maxKills {
 			wrong[name] = damaged("opening it ended the process")
@@ -138,23 +146,24 @@ func (q *Queue) start() error {
 		return err
 	}
 	anew := s == nil
+	q.how = "power"
 	if anew {
-		s = &state{}
-		if s.epoch, err = newEpoch(); err != nil {
+		if s, err = given.state(); err != nil {
 			return err
 		}
-		q.how = "power"
-		if missing == len(stateNames) && q.segments() == 0 {
+		if given.epoch == 0 && missing == len(stateNames) && q.segments() == 0 {
 			q.how = "first"
 		}
-	} else if q.how = "power"; s.clean {
+	}
+	unsure := s.catchUp(&given, rides)
+	if anew { // all is told
+		unsure = [laneCount]ranges{}
+	}
+	if s.clean {
 		q.how = "clean"
 	}
 	q.epoch, q.boot, q.gen = s.epoch, s.boot+1, s.gen
 	q.ledger, q.lostB, q.lostR = s.ledger, s.lostB, s.lostR
-	for _, r := range rides {
-		s.join(r)
-	}
 	q.last = s.last
 	if !q.readOnly {
 		if err := q.checkKeys(s); err != nil {
@@ -172,10 +181,16 @@ func (q *Queue) start() error {
 		if err := q.account(Lane(i), s.clean, anew, before); err != nil {
 			return err
 		}
+		for _, h := range unsure[i].s {
+			q.lose(Loss{Lane: Lane(i), From: h.a, To: h.b, Batches: -1, Readings: -1, T0: before, T1: before, Why: WhyRestart})
+		}
 	}
 	if q.readOnly {
 		q.measure()
 		return nil
+	}
+	if err := q.reserve(); err != nil {
+		return err
 	}
 	if err := q.saveState(false); err != nil {
 		return err
@@ -399,8 +414,10 @@ func (q *Queue) account(l Lane, clean, anew bool, before int64) error {
 	if !clean {
 		ln.given = max(ln.given, ln.reserved)
 	}
-	if anew { // what was delivered was so in another epoch
+	if anew { // of what was done nobody knows any more which part was lost: all is told
+		was := ln.done
 		ln.done = ranges{}
+		here = *here.without(&was)
 	}
 	here.union(&ln.done)
 	if !anew {
@@ -489,7 +506,7 @@ func (q *Queue) bringBack(l Lane, here *ranges, clean bool) error {
 		f.Close()
 	}
 	slices.SortFunc(ln.mem, func(a, b *held) int { return cmp.Compare(a.seq, b.seq) })
-	q.saved += int64(len(ln.mem))
+	q.salvaged += int64(len(ln.mem))
 	return locked
 }
 

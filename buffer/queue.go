@@ -35,17 +35,19 @@ type Queue struct {
 
 	// disk is held by whoever writes: one commit, repair or removal at a
 	// time. It is taken before mu, never while mu is held.
-	disk   sync.Mutex
-	states [len(stateNames)]stateFile
-	tail   [laneCount]*segment // open for writing; nil: the next commit makes one
-	begun  [laneCount]bool     // the last segment of the run before was looked at
-	opener opener
-	busy   *segment // under repair: it must not be dropped to make room
+	disk    sync.Mutex
+	states  [len(stateNames)]stateFile
+	numbers numbersFile
+	tail    [laneCount]*segment // open for writing; nil: the next commit makes one
+	begun   [laneCount]bool     // the last segment of the run before was looked at
+	opener  opener
+	busy    *segment // under repair: it must not be dropped to make room
 
 	// mu guards all below and is never held during I/O.
 	mu     sync.Mutex
 	closed bool
 	gen    uint64
+	saved  uint64 // gen of the state that is on disk
 	epoch  uint32
 	boot   uint32
 	how    string // how the last run ended
@@ -63,7 +65,7 @@ type Queue struct {
 	lostB, lostR  int64
 	written       int64
 	commits       int64
-	saved         int64 // batches salvaged
+	salvaged      int64 // batches
 	quarantined   int
 	onDisk        int64 // bytes of all files when last added up
 	lastError     error
@@ -79,20 +81,21 @@ type tuning struct {
 	idle    time.Duration // after how long a delivered last segment is unlinked
 	retry   time.Duration // how long a failed disk is left alone
 	opening time.Duration // how long Open may spend on repairs
+	settle  time.Duration // how long one call may spend on a reservation
 	chunk   int64         // most bytes in one commit
 	step    func()        // called between any two changes on disk: a crash could come here
 }
 
 func defaultTuning() tuning {
 	return tuning{memory: 8 << 20, cache: 1 << 20, riding: 30 * time.Second, idle: 30 * time.Second,
-		retry: time.Second, opening: 4 * time.Second, chunk: 2 << 20, step: func() {}}
+		retry: time.Second, opening: 4 * time.Second, settle: 2 * time.Second, chunk: 2 << 20, step: func() {}}
 }
 
 const (
-	block      = 4096 // numbers reserved at a time
-	maxRepairs = 64   // of damaged segments within one call of Next; more is no damage but a broken machine
+	block      = 1 << 15 // numbers reserved at a time
+	maxRepairs = 64      // of damaged segments within one call of Next; more is no damage but a broken machine
 
-	lowWater = 256 // as many left: the next Sync reserves the next block
+	lowWater = 1 << 12 // as many left: the next Sync reserves the next block
 
 	stateStart = 64 << 10 // blocks a state file is made with
 	stateStep  = 32 << 10 // by how much it grows
@@ -185,25 +188,14 @@ func (q *Queue) time() int64 {
 	return q.last
 }
 
-// limit is the highest number of a lane that may leave the gateway: beyond
-// it, a crash would let the number be given a second time.
+// limit is the highest number of a lane that may leave the gateway. Beyond
+// what is reserved, a crash would let the number be given a second time; with
+// MaxLoss 0 nothing leaves before it is on disk.
 func (q *Queue) limit(ln *lane) uint64 {
 	if q.maxLoss > 0 {
-		return max(ln.reserved, ln.stored)
+		return ln.reserved
 	}
-	return ln.stored
-}
-
-// known is the last number that a start after a crash must know of, when
-// everything up to stored is on disk.
-func (q *Queue) known(ln *lane, stored uint64) uint64 {
-	if q.maxLoss > 0 {
-		return ln.given
-	}
-	if n := len(ln.done.s); n > 0 {
-		stored = max(stored, ln.done.s[n-1].b)
-	}
-	return stored
+	return min(ln.reserved, ln.stored)
 }
 
 func (q *Queue) signal() {

@@ -58,6 +58,17 @@ func (r *ranges) union(o *ranges) {
 	}
 }
 
+// without returns what is not in o.
+func (r *ranges) without(o *ranges) *ranges {
+	out := &ranges{}
+	for _, s := range r.s {
+		for _, h := range o.holes(s.a, s.b) {
+			out.add(h.a, h.b)
+		}
+	}
+	return out
+}
+
 // next returns the lowest number >= x that is not in the set.
 func (r *ranges) next(x uint64) uint64 {
 	x = max(x, 1)

@@ -23,7 +23,7 @@ import (
 //	44  4  CRC32C of 0..43 and the bytes
 //	48     the bytes
 //
-// A blob is anything else that is kept: the state, a ride, a summary, a catalog.
+// A blob is anything else that is kept: the state, a ride, a summary, a catalog, a reservation.
 //
 //	 0  8  magic 89 54 47 53 0d 0a 1a 0a
 //	 8  1  version, 1
@@ -51,6 +51,7 @@ const (
 	kindRide    = 2
 	kindSummary = 3
 	kindCatalog = 4
+	kindNumbers = 5
 )
 
 // errDamaged means that what lies on disk cannot be what was written.

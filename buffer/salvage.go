@@ -220,7 +220,7 @@ func (q *Queue) rebuild(seg *segment, f io.ReaderAt, all []found) error {
 		}
 		break
 	}
-	q.saved += int64(len(all))
+	q.salvaged += int64(len(all))
 	q.mu.Unlock()
 	q.measure()
 	return nil
@@ -290,15 +290,8 @@ func (q *Queue) writeSalvaged(path string, sum summary, f io.ReaderAt, all []fou
 	}
 	defer b.close()
 	q.mu.Lock()
-	r := &ride{last: q.time()}
-	for i := range q.lanes {
-		r.lanes[i] = laneState{done: q.lanes[i].done.clone()}
-	}
-	waits := q.lossDirty
+	r := q.ride()
 	q.mu.Unlock()
-	if waits { // its numbers are not to ride before the ledger has them
-		r = &ride{}
-	}
 	for len(all) > 0 {
 		n, room := 0, q.tune.chunk
 		for n < len(all) && (n == 0 || room >= recordPages(all[n].length)) {
@@ -394,7 +387,7 @@ func (q *Queue) damagedOne() *segment {
 
 // closeHole is for a number that is neither done nor in any segment, which is
 // so when what said that it was delivered is damaged. It is told, and not
-// passed over in silence.
+// passed over in silence, together with its neighbours of the same kind.
 func (q *Queue) closeHole(l Lane, n uint64) error {
 	q.disk.Lock()
 	defer q.disk.Unlock()
@@ -404,8 +397,38 @@ func (q *Queue) closeHole(l Lane, n uint64) error {
 		q.mu.Unlock()
 		return nil
 	}
-	ln.done.add(n, n)
-	q.lose(Loss{Lane: l, From: n, To: n, Batches: 1, Readings: -1, Why: WhyCorrupt})
+	low, high := uint64(1), ln.given
+	var around []string
+	for _, s := range ln.segs {
+		switch {
+		case s.sum.first == 0:
+		case s.sum.last < n:
+			low = max(low, s.sum.last+1)
+		case s.sum.first > n:
+			high = min(high, s.sum.first-1)
+		default:
+			low, high = max(low, s.sum.first), min(high, s.sum.last)
+			around = append(around, s.path)
+		}
+	}
+	q.mu.Unlock()
+	var here ranges
+	for _, path := range around {
+		if _, _, err := inspect(path, func(number uint64, _ int64) { here.add(number, number) }); err != nil {
+			low, high = n, n
+		}
+	}
+	q.mu.Lock()
+	for _, h := range ln.mem {
+		if !h.gone {
+			here.add(h.seq, h.seq)
+		}
+	}
+	here.union(&ln.done)
+	for _, h := range here.holes(low, high) {
+		ln.done.add(h.a, h.b)
+		q.lose(Loss{Lane: l, From: h.a, To: h.b, Batches: -1, Readings: -1, T0: q.last, T1: q.last, Why: WhyCorrupt})
+	}
 	q.mu.Unlock()
 	return q.saveState(false)
 }

@@ -139,10 +139,11 @@ func decodeState(blob []byte) (*state, error) {
 type ride struct {
 	last  int64
 	lanes [laneCount]laneState
+	gen   uint64 // of the state that was on disk; 0 in files of the first versions
 }
 
 func (r *ride) encode() []byte {
-	return sealBlob(kindRide, appendLanes(binary.AppendVarint(nil, r.last), &r.lanes))
+	return sealBlob(kindRide, binary.AppendUvarint(appendLanes(binary.AppendVarint(nil, r.last), &r.lanes), r.gen))
 }
 
 func decodeRide(blob []byte) (*ride, error) {
@@ -153,6 +154,9 @@ func decodeRide(blob []byte) (*ride, error) {
 	c := cursor{b: body}
 	r := &ride{last: c.int()}
 	c.lanes(&r.lanes)
+	if len(c.b) > 0 {
+		r.gen = c.uint()
+	}
 	return r, c.err("the ride")
 }
 
@@ -242,16 +246,12 @@ func (q *Queue) saveState(clean bool) error {
 	q.mu.Lock()
 	q.gen++
 	s := state{gen: q.gen, epoch: q.epoch, boot: q.boot, clean: clean, last: q.time(), lostB: q.lostB, lostR: q.lostR}
-	reserve := [laneCount]uint64{}
 	for i := range q.lanes {
 		ln := &q.lanes[i]
-		reserve[i] = ln.reserved
+		s.lanes[i] = laneState{given: ln.given, reserved: max(ln.given, ln.reserved, q.numbers.next[i]), done: ln.done.clone()}
 		if clean {
-			reserve[i] = ln.given
-		} else if q.maxLoss > 0 && ln.given+lowWater > ln.reserved {
-			reserve[i] = max(ln.reserved, ln.given) + block
+			s.lanes[i].reserved = ln.given
 		}
-		s.lanes[i] = laneState{given: q.known(ln, ln.stored), reserved: max(reserve[i], q.known(ln, ln.stored)), done: ln.done.clone()}
 	}
 	s.ledger = q.ledger
 	blob := s.encode()
@@ -269,9 +269,7 @@ func (q *Queue) saveState(clean bool) error {
 	}
 
 	q.mu.Lock()
-	for i := range q.lanes {
-		q.lanes[i].reserved = reserve[i]
-	}
+	q.saved = s.gen
 	for i := range q.ledger { // some may have been added meanwhile
 		q.ledger[i].saved = q.ledger[i].saved || q.ledger[i].gen < s.gen
 	}

@@ -35,6 +35,9 @@ func (q *Queue) sync(olderThan time.Duration, closing bool) error {
 			return err
 		}
 	}
+	if err := q.reserve(); err != nil {
+		return err
+	}
 	for _, l := range [...]Lane{Event, Data} {
 		upto := q.Given(l) // those that come meanwhile wait for the next Sync
 		for {
@@ -125,11 +128,6 @@ func (q *Queue) lossWaits() bool {
 func (q *Queue) stateDue() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for i := range q.lanes {
-		if ln := &q.lanes[i]; q.maxLoss > 0 && ln.given+lowWater > ln.reserved {
-			return true
-		}
-	}
 	old := func(t time.Time) bool { return !t.IsZero() && time.Since(t) >= q.tune.riding }
 	return q.lossDirty || old(q.ackDirty) || old(q.ledgerDirty)
 }
@@ -210,20 +208,11 @@ func (q *Queue) prepare(l Lane, seg *segment, group []*held) (summary, *ride, fu
 	for _, h := range group {
 		sum.add(h.seq, h.count, h.from, h.to)
 	}
-	r := &ride{last: q.time()}
-	for i := range q.lanes {
-		ln := &q.lanes[i]
-		upto := ln.stored
-		if Lane(i) == l {
-			upto = max(upto, group[len(group)-1].seq)
-		}
-		r.lanes[i] = laneState{given: q.known(ln, upto), reserved: max(ln.reserved, q.known(ln, upto)), done: ln.done.clone()}
-		if q.maxLoss == 0 {
-			r.lanes[i].reserved = r.lanes[i].given
-		}
-	}
+	r := q.ride()
 	acks := q.ackDirty
-	q.ackDirty = zeroTime
+	if !q.lossDirty {
+		q.ackDirty = zeroTime
+	}
 	return sum, r, func() {
 		q.mu.Lock()
 		defer q.mu.Unlock()
@@ -231,6 +220,21 @@ func (q *Queue) prepare(l Lane, seg *segment, group []*held) (summary, *ride, fu
 			q.ackDirty = acks
 		}
 	}
+}
+
+// ride is what goes along with a commit. While a Loss waits for the ledger,
+// what is done does not ride: its numbers would be passed over in silence by
+// a start that has the ride and not the ledger. The caller holds mu.
+func (q *Queue) ride() *ride {
+	r := &ride{last: q.time(), gen: q.saved}
+	for i := range q.lanes {
+		ln := &q.lanes[i]
+		r.lanes[i] = laneState{given: ln.given, reserved: max(ln.given, ln.reserved)}
+		if !q.lossDirty {
+			r.lanes[i].done = ln.done.clone()
+		}
+	}
+	return r
 }
 
 // settle notes that a group is durable.
@@ -456,7 +460,7 @@ func (q *Queue) Stats() Stats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s := Stats{Memory: q.memory, Disk: q.onDisk, Limit: q.size, LostBatches: q.lostB, LostReadings: q.lostR, Losses: len(q.ledger),
-		Written: q.written, Commits: q.commits, Quarantined: q.quarantined, Salvaged: q.saved}
+		Written: q.written, Commits: q.commits, Quarantined: q.quarantined, Salvaged: q.salvaged}
 	if q.lastError != nil {
 		s.LastError, s.LastErrorAt = q.lastError.Error(), q.lastErrorAt
 	}

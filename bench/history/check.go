@@ -53,10 +53,6 @@ func (f *Life) checkLedger() {
 		switch l.Why {
 		case buffer.WhyCorrupt:
 			f.violate("a crash looks like damage: %+v", l)
-		case buffer.WhyRestart:
-			if f.MaxLoss == 0 && !(l.From == l.To && slices.Contains(f.lanes[l.Lane].found, l.From)) {
-				f.violate("with max_loss 0s: %+v", l)
-			}
 		case buffer.WhyFull:
 			f.checkCounts(l)
 		}
@@ -87,12 +83,8 @@ func (f *Life) checkCounts(l buffer.Loss) {
 func (f *Life) checkLane(l buffer.Lane, given uint64) {
 	ln := &f.lanes[l]
 	held := f.held[l]
-	if given < ln.passed || f.Honest && f.MaxLoss > 0 && given < ln.top {
-		if f.Honest {
-			f.violate("%s: the last number is %d after %d", l, given, max(ln.passed, ln.top))
-		} else {
-			f.Counts.Notes["numbers-forgotten"]++
-		}
+	if last := max(ln.passed, ln.top); given < last { // on a lying disk, too: it must not be given again
+		f.violate("%s: the last number is %d after %d", l, given, last)
 	}
 
 	// Every number is held, or the receiver has it, or a loss names it.
@@ -154,7 +146,7 @@ func (f *Life) lose(l buffer.Lane, n, given uint64, p *promise) {
 	switch {
 	case f.anew: // the receiver sees that the store is another one
 		f.Counts.Notes["lost-with-the-store"]++
-	case n > given: // what is missing below is found anyway
+	case !f.lanes[l].told.has(n):
 		f.violate("%s %d was durable and is gone, and no loss names it: the last number is now %d", l, n, given)
 	}
 }
@@ -177,10 +169,4 @@ func (f *Life) settle(ln *lane, given uint64, held map[uint64]Batch) {
 	}
 	ln.intent = nil
 	ln.top, ln.stored = given, given
-	if !f.Honest { // what the disk forgot may be given again, and that is not the buffer's doing
-		ln.passed = 0
-		for n := range held {
-			ln.passed = max(ln.passed, n)
-		}
-	}
 }

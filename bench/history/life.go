@@ -316,10 +316,7 @@ func (f *Life) given(l buffer.Lane, seq uint64, durable bool) {
 	if !f.Honest {
 		ln.past[b] = true
 	}
-	least := ln.passed
-	if f.MaxLoss > 0 && f.Honest {
-		least = max(least, ln.top)
-	}
+	least := max(ln.passed, ln.top)
 	p := ln.batches[seq]
 	fresh := p != nil && len(p.ways) > 0 && p.ways[len(p.ways)-1].Sum == b.Sum // the receiver was faster than Append
 	if seq <= least && !fresh {
