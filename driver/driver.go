@@ -228,6 +228,12 @@ func (o *Options) Limits() profile.Limits {
 	return lim
 }
 
+// Serial says whether the line is a port of this machine, not a network address.
+func (o *Options) Serial() bool {
+	e, err := parseConnect(o.Connect)
+	return err == nil && e.serial
+}
+
 // unit returns the unit address with the profile's as default.
 func (d *Device) unit() int {
 	if d.Unit == 0 && d.Map != nil {

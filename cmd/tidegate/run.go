@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -53,6 +54,9 @@ func (a *app) run(ctx context.Context, level, format string) error {
 	if len(problems) > 0 {
 		text, _ := config.Report(path, problems, cfg)
 		fmt.Fprint(a.err, text)
+	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(processors(cfg, runtime.GOMAXPROCS(0)))
 	}
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -250,4 +254,18 @@ func (a *app) check(files []string, show, strict bool) error {
 		return exit(code)
 	}
 	return nil
+}
+
+// processors is how many threads may run Go code at once, at most those there
+// are. Lines on the network share one: with more, each answer wakes another
+// thread, which is a fifth of the agent's CPU, and each keeps memory of its
+// own. A serial port blocks its thread while it reads, and gets one more.
+func processors(cfg *config.Config, there int) int {
+	n := 1
+	for i := range cfg.Buses {
+		if cfg.Buses[i].Serial() {
+			n++
+		}
+	}
+	return min(n, there)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -62,7 +61,9 @@ func (h *health) run(ctx context.Context, n notifier) {
 			h.look()
 		}
 		if i == settled {
-			debug.FreeOSMemory() // what the start needed and running does not
+			if err := trim(); err != nil {
+				h.a.log.Debug("memory could not be given back", "error", err)
+			}
 		}
 		if s := h.summary(); s != line {
 			line = s
