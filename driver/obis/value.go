@@ -65,6 +65,10 @@ type Time struct {
 	UTC   time.Time // valid if Zoned
 }
 
+// Never says whether a time is the stamp of a channel that never had a
+// value: it lies in the year 70.
+func Never(s string) bool { return isTime(s) && s[:2] == "70" }
+
 // ParseTime reads yyMMddHHmmss, with S for Central European summer time
 // (UTC+2) or W for Central European time (UTC+1) behind it. Without either
 // letter the zone is not known. The year is 2000 to 2099: a stamp of the year

@@ -43,6 +43,9 @@ func (p *Profile) build(r report) {
 	if p.Line != "" && !lineForm.MatchString(p.Line) {
 		r("line", fmt.Sprintf("%q is no line setting", p.Line), "write the baud rate and the format, such as 9600 8N1")
 	}
+	if p.Handshake != nil && p.Frames == nil && p.Transport == "serial" {
+		p.Frames = p.Handshake.frames()
+	}
 	switch {
 	case p.Transport == "serial" && p.Frames == nil:
 		r("frames", "a serial device needs frames", "say how its bytes are cut: frames: {kind: line, end: CRLF, check: nmea}")
@@ -67,6 +70,9 @@ func (p *Profile) build(r report) {
 	p.codecs = make([]codec, len(p.Points))
 	for i := range p.Points {
 		p.buildPoint(i, sub(r, "points."+p.Points[i].Name))
+	}
+	if p.Handshake != nil {
+		p.Handshake.build(p, sub(r, "handshake"))
 	}
 	if p.Frames != nil {
 		for i, name := range p.Frames.Once {
@@ -220,7 +226,10 @@ func (p *Profile) place(pt *Point, c *codec, r report) bool {
 	case kind == "line" && (pt.Join != nil || pt.At != nil && !columns):
 		r("at", "a line of text has columns, not bytes", "write at: and length: with type: number, hex or string, or field:, key: or nmea:")
 		return false
-	case text && kind != "line" && kind != "delimited":
+	case (kind == "obis") != (pt.OBIS != "") || kind == "obis" && !text:
+		r("obis", "telegrams have OBIS codes, and nothing else has", "write obis: 1-0:1.8.1 with frames: {kind: obis}, and no other place")
+		return false
+	case text && kind != "line" && kind != "delimited" && kind != "obis":
 		r("", "a binary frame has no text fields", "write at:, the offset of the field")
 		return false
 	case columns && pt.Length == 0:
@@ -237,7 +246,7 @@ func (p *Profile) place(pt *Point, c *codec, r report) bool {
 }
 
 // textType says whether a type is written in characters.
-func textType(t string) bool { return t == "number" || t == "hex" || t == "degmin" }
+func textType(t string) bool { return t == "number" || t == "hex" || t == "hextext" || t == "degmin" }
 
 // layout fills loader, widths and action.
 func (p *Profile) layout(pt *Point, c *codec, vt string, r report) bool {
@@ -268,6 +277,9 @@ func (p *Profile) layout(pt *Point, c *codec, vt string, r report) bool {
 	case "hex":
 		c.load, c.width, c.act = load8, 64, actUint
 		return pt.layoutBits(c, vt, base, 64, r)
+	case "hextext":
+		c.act, c.hexed = actString, true
+		return true
 	case "degmin":
 		c.act = actDegrees
 		if pt.Enum != nil || pt.Suffix != nil {
@@ -507,7 +519,7 @@ func (pt *Point) checkMeaning(r report) {
 	if pt.Length != 0 && vt != "string" && !textType(pt.Type) {
 		r("length", "only strings and columns have a length", "remove it, or write type: string")
 	}
-	if vt == "bit" || vt == "string" || len(pt.Enum) > 0 || len(pt.Flags) > 0 {
+	if vt == "bit" || vt == "string" || vt == "hextext" || len(pt.Enum) > 0 || len(pt.Flags) > 0 {
 		for _, c := range []struct {
 			key   string
 			given bool

@@ -18,6 +18,7 @@ type codec struct {
 	shift  uint8 // bits and bit: the lowest bit taken
 	signed bool
 	invert bool
+	hexed  bool   // text written as hexadecimal digits of its characters
 	bit1   bool   // one bit of a table of bits
 	keep   uint64 // mask of the significant bits
 	table  Table

@@ -30,7 +30,7 @@ type Example struct {
 	Input    *int   `yaml:"input" min:"0" max:"65535" doc:"First input register of an answer without its request."`
 
 	Frame Hex    `yaml:"frame" doc:"Bytes of a serial device, one frame or several."`
-	Text  string `yaml:"text" doc:"One line of a serial device, without its end."`
+	Text  string `yaml:"text" doc:"One line of a serial device, without its end; a telegram with its line ends."`
 
 	Reject    bool            `yaml:"reject" doc:"The bytes must give no reading."`
 	Exception int             `yaml:"exception" min:"0" max:"255" doc:"The answer refuses with this exception code."`
@@ -172,7 +172,9 @@ func (p *Profile) within(r Request) (points []int) {
 
 func (e *Example) decodeSerial(p *Profile) (out []telemetry.Reading) {
 	stream := []byte(e.Frame)
-	if e.Text != "" {
+	if e.Text != "" && p.raw.obis {
+		stream = []byte(strings.ReplaceAll(e.Text, "\n", "\r\n"))
+	} else if e.Text != "" {
 		end := string(p.raw.end)
 		if end == "\n" {
 			end = "\r\n"

@@ -9,7 +9,7 @@ import (
 
 // Frames says how the bytes of a serial device are cut into frames.
 type Frames struct {
-	Kind string `yaml:"kind" required:"true" enum:"line,counted,fixed,delimited,sequence" doc:"line: text up to a line end; counted: binary with sync bytes and a length; fixed: always of one size; delimited: between a first and a last byte; sequence: a number of fixed frames that belong together."`
+	Kind string `yaml:"kind" required:"true" enum:"line,counted,fixed,delimited,sequence,obis" doc:"line: text up to a line end; counted: binary with sync bytes and a length; fixed: always of one size; delimited: between a first and a last byte; sequence: a number of fixed frames that belong together; obis: telegrams of P1 ports and IEC 62056-21."`
 
 	Start string `yaml:"start" doc:"Line: first character of every line, one character or STX; $ or ! with check: nmea."`
 	End   string `yaml:"end" doc:"Line: what ends it: CR, LF, CRLF, LFLF (an empty line ends a block of lines), or one character; CRLF if not given. LF and CRLF take each other."`
@@ -64,6 +64,7 @@ const defaultMax = 256
 // rawFrames is Frames prepared for use.
 type rawFrames struct {
 	line      bool
+	obis      bool
 	delimited bool
 	guarded   bool   // a check protects the content
 	start     []byte // characters a line may start with; empty = any
@@ -108,8 +109,13 @@ func (f *Frames) build(r report) rawFrames {
 		f.buildFixed(&out, r)
 	case "delimited":
 		f.buildDelimited(&out, r)
+	case "obis":
+		out.obis = true
+		if out.check.Kind != "none" || f.Max != 0 || len(f.Tail) > 0 || f.Records != nil {
+			r("", "a telegram has its own form and check", "write frames: {kind: obis}")
+		}
 	default:
-		r("kind", fmt.Sprintf("%q is no kind of frame", f.Kind), "write kind: line, counted, fixed, delimited or sequence")
+		r("kind", fmt.Sprintf("%q is no kind of frame", f.Kind), "write kind: line, counted, fixed, delimited, sequence or obis")
 	}
 	f.foreign(r)
 	out.guarded = out.check.bytes() > 0

@@ -194,6 +194,7 @@ func (p *Profile) inherit(parent *Profile, r report) {
 	p.MaxRead = first(p.MaxRead, parent.MaxRead)
 	p.MaxBits = first(p.MaxBits, parent.MaxBits)
 	p.MaxGap = first(p.MaxGap, parent.MaxGap)
+	p.Handshake = first(p.Handshake, parent.Handshake)
 	p.Frames = first(p.Frames, parent.Frames)
 	p.Talk = first(p.Talk, parent.Talk)
 	if p.Forbidden == nil {
@@ -280,6 +281,8 @@ func (p *Profile) Describe() Info {
 		switch {
 		case c.table != 0:
 			at.Table, at.Manual = c.table.String(), ManualNumber(c.table, c.addr)
+		case pt.OBIS != "":
+			at.Field = pt.OBIS
 		case pt.XDR != nil:
 			at.Field = "XDR " + pt.XDR.Name
 		case pt.Field != nil:

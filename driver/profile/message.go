@@ -2,9 +2,11 @@ package profile
 
 import (
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"math/big"
 	"strconv"
+	"unicode"
 	"unicode/utf8"
 
 	"tidegate/internal/telemetry"
@@ -17,6 +19,9 @@ import (
 func (p *Profile) DecodeFrame(raw []byte, base uint32, dst []telemetry.Reading) []telemetry.Reading {
 	switch {
 	case p.Frames == nil:
+		return dst
+	case p.raw.obis:
+		dst, _ = p.DecodeTimed(raw, base, dst, nil)
 		return dst
 	case p.raw.line:
 		if !p.raw.lineHolds(raw) {
@@ -249,6 +254,17 @@ func blank(text []byte) bool {
 func (c *codec) decodeField(text []byte, num *number, out *telemetry.Reading) {
 	ok, good := true, true
 	switch {
+	case c.act == actString && c.hexed:
+		b, err := hex.DecodeString(string(text))
+		b = bytes.Trim(b, "\x00 ")
+		switch {
+		case err != nil || !utf8.Valid(b) || bytes.ContainsFunc(b, unicode.IsControl):
+			good = false
+		case len(b) == 0:
+			out.Quality, out.Cause = telemetry.Fault, telemetry.CauseMarker
+		default:
+			out.Value = telemetry.TextValue(string(b))
+		}
 	case c.act == actString:
 		if !utf8.Valid(text) {
 			text = bytes.ToValidUTF8(text, []byte("\uFFFD"))

@@ -47,11 +47,12 @@ type Profile struct {
 	MaxGap    *int     `yaml:"max_gap" min:"0" max:"124" doc:"Most unused registers to read across; 0 = never read what no point uses."`
 	Forbidden []Region `yaml:"forbidden" doc:"Addresses that must not be touched, not even when reading across them."`
 
-	Frames   *Frames   `yaml:"frames" doc:"How the bytes of a serial device are cut into frames."`
-	Talk     *Talk     `yaml:"talk" doc:"What is sent to a serial device, and when."`
-	Points   []Point   `yaml:"points,keyed" doc:"What the device says, by name."`
-	Detect   []Probe   `yaml:"detect" doc:"Reads that tell this device from others: two or more, each with a plausible range or value."`
-	Examples []Example `yaml:"examples" doc:"Recorded bytes and what they mean."`
+	Handshake *Handshake `yaml:"handshake" doc:"Manner of speaking that is written in code; its name alone will do."`
+	Frames    *Frames    `yaml:"frames" doc:"How the bytes of a serial device are cut into frames."`
+	Talk      *Talk      `yaml:"talk" doc:"What is sent to a serial device, and when."`
+	Points    []Point    `yaml:"points,keyed" doc:"What the device says, by name."`
+	Detect    []Probe    `yaml:"detect" doc:"Reads that tell this device from others: two or more, each with a plausible range or value."`
+	Examples  []Example  `yaml:"examples" doc:"Recorded bytes and what they mean."`
 
 	codecs []codec
 	raw    rawFrames
@@ -79,20 +80,22 @@ type Point struct {
 	Input    *int `yaml:"input" min:"0" max:"65535" doc:"Wire address of an input register, from 0."`
 	Register *int `yaml:"register" min:"1" max:"465536" doc:"Number of the manual, from 1: 40021, 400021, 30001, 10001 or 1 for a coil."`
 
-	At    *int               `yaml:"at" min:"0" max:"4095" doc:"Offset of the field in a binary frame, from 0."`
-	Field *int               `yaml:"field" min:"0" max:"255" doc:"Field of a text line split by commas; 0 stands before the first comma."`
-	NMEA  string             `yaml:"nmea" doc:"Sentence type without the talker, such as MWV."`
-	XDR   *XDR               `yaml:"xdr" doc:"Transducer of an XDR sentence, chosen by its name."`
-	Key   string             `yaml:"key" doc:"Text of pairs such as SPO2=098: the key before the value."`
-	Group string             `yaml:"group" doc:"Named group of the patterns of the frames."`
-	Join  []Bits             `yaml:"join" doc:"Binary frame: bits of several bytes make the number, the most significant first."`
-	Of    string             `yaml:"of" enum:"record,block,frame" doc:"Frame with records: where the point stands; record if not given."`
-	Where map[int64][]string `yaml:"where" doc:"Fields that a line must hold for this point to be in it: {2: R}. In binary frames offsets and bytes: {3: 0x81}, or bits: {0: bit4=1}."`
-	Valid map[int64][]string `yaml:"valid" doc:"Status fields: with any other content the device says that it has no value. In binary frames as where."`
-	By    *UnitField         `yaml:"by" doc:"A field that names the unit of the value, and the factor for each unit."`
-	Or    []Source           `yaml:"or" doc:"Other sentences that carry the same point."`
+	At     *int               `yaml:"at" min:"0" max:"4095" doc:"Offset of the field in a binary frame, from 0."`
+	Field  *int               `yaml:"field" min:"0" max:"255" doc:"Field of a text line split by commas; 0 stands before the first comma."`
+	NMEA   string             `yaml:"nmea" doc:"Sentence type without the talker, such as MWV."`
+	XDR    *XDR               `yaml:"xdr" doc:"Transducer of an XDR sentence, chosen by its name."`
+	OBIS   string             `yaml:"obis" doc:"Telegram: the code of the value, such as 1-0:1.8.1; n stands for any channel: 0-n:24.2.1."`
+	Device []int              `yaml:"device" doc:"Telegram: types of the device on the channel n: 3 gas, 4 heat, 6 and 7 water. With several, the newest value counts."`
+	Key    string             `yaml:"key" doc:"Text of pairs such as SPO2=098: the key before the value."`
+	Group  string             `yaml:"group" doc:"Named group of the patterns of the frames."`
+	Join   []Bits             `yaml:"join" doc:"Binary frame: bits of several bytes make the number, the most significant first."`
+	Of     string             `yaml:"of" enum:"record,block,frame" doc:"Frame with records: where the point stands; record if not given."`
+	Where  map[int64][]string `yaml:"where" doc:"Fields that a line must hold for this point to be in it: {2: R}. In binary frames offsets and bytes: {3: 0x81}, or bits: {0: bit4=1}."`
+	Valid  map[int64][]string `yaml:"valid" doc:"Status fields: with any other content the device says that it has no value. In binary frames as where."`
+	By     *UnitField         `yaml:"by" doc:"A field that names the unit of the value, and the factor for each unit."`
+	Or     []Source           `yaml:"or" doc:"Other sentences that carry the same point."`
 
-	Type   string `yaml:"type" enum:"u8,s8,u16,s16,u24,s24,u32,s32,u64,s64,f32,f64,bcd16,bcd24,bcd32,bcd48,bcd64,string,bit,number,hex,degmin" doc:"How the value is written; u16 for registers, bit for coils and inputs, number for text fields if not given. hex: hexadecimal digits; degmin: degrees and minutes in one number, as NMEA has them."`
+	Type   string `yaml:"type" enum:"u8,s8,u16,s16,u24,s24,u32,s32,u64,s64,f32,f64,bcd16,bcd24,bcd32,bcd48,bcd64,string,bit,number,hex,hextext,degmin" doc:"How the value is written; u16 for registers, bit for coils and inputs, number for text fields if not given. hex: hexadecimal digits; hextext: text written as hexadecimal digits of its characters; degmin: degrees and minutes in one number, as NMEA has them."`
 	Order  string `yaml:"order" enum:"ABCD,CDAB,BADC,DCBA,big,little" doc:"Order of the bytes as sent. CDAB: words reversed; BADC: bytes reversed in each word; DCBA = little: both."`
 	Byte   string `yaml:"byte" enum:"low,high" doc:"Which half of a register a u8 or s8 takes; low if not given."`
 	Length int    `yaml:"length" min:"0" max:"250" doc:"Length of a string: registers in Modbus, bytes in a frame."`
@@ -143,6 +146,8 @@ type Source struct {
 	NMEA   string             `yaml:"nmea" doc:"Sentence type without the talker."`
 	Field  *int               `yaml:"field" min:"0" max:"255" doc:"Field with the value."`
 	XDR    *XDR               `yaml:"xdr" doc:"Transducer of an XDR sentence."`
+	OBIS   string             `yaml:"obis" doc:"Code in a telegram."`
+	Device []int              `yaml:"device" doc:"Types of the device on the channel."`
 	Key    string             `yaml:"key" doc:"Key before the value."`
 	Group  string             `yaml:"group" doc:"Named group of the patterns."`
 	Where  map[int64][]string `yaml:"where" doc:"Fields that the line must hold."`
@@ -235,7 +240,7 @@ func (pt *Point) Place() (t Table, addr uint16, ok bool) {
 
 // inText says whether the point is found by the structure of a text.
 func (pt *Point) inText() bool {
-	return pt.Field != nil || pt.NMEA != "" || pt.XDR != nil || pt.Key != "" || pt.Group != ""
+	return pt.Field != nil || pt.NMEA != "" || pt.XDR != nil || pt.Key != "" || pt.Group != "" || pt.OBIS != ""
 }
 
 // kind returns the kind with its default.
@@ -245,7 +250,7 @@ func (pt *Point) kind() string {
 		return pt.Kind
 	case len(pt.Enum) > 0 || len(pt.Flags) > 0 || t == "bit":
 		return "state"
-	case t == "string":
+	case t == "string" || t == "hextext":
 		return "text"
 	}
 	return "gauge"

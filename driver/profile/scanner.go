@@ -1,6 +1,10 @@
 package profile
 
-import "bytes"
+import (
+	"bytes"
+
+	"tidegate/driver/obis"
+)
 
 // Scanner cuts a stream of bytes into frames and finds its way back after
 // noise, damage or a start in mid-frame. What it yields depends on the
@@ -8,6 +12,7 @@ import "bytes"
 // A Scanner is not safe for concurrent use.
 type Scanner struct {
 	f    *rawFrames
+	tele *obis.Scanner // cuts telegrams; else nil
 	buf  []byte
 	bad  uint64
 	skip uint64
@@ -21,6 +26,9 @@ func (p *Profile) NewScanner() *Scanner {
 	if p.Frames == nil {
 		return nil
 	}
+	if p.raw.obis {
+		return &Scanner{f: &p.raw, tele: &obis.Scanner{}}
+	}
 	s := &Scanner{f: &p.raw, buf: make([]byte, 0, p.raw.max)}
 	s.Reset()
 	return s
@@ -30,6 +38,10 @@ func (p *Profile) NewScanner() *Scanner {
 // opened anew. Text lines without start character and check begin only
 // after the next line end: the rest of a cut line would be a wrong value.
 func (s *Scanner) Reset() {
+	if s.tele != nil {
+		s.tele.Forget()
+		return
+	}
 	s.buf = s.buf[:0]
 	s.in = s.f.line && len(s.f.start) == 0 && s.f.guarded
 }
@@ -37,12 +49,19 @@ func (s *Scanner) Reset() {
 // Begin forgets what was there and takes what comes next as the beginning
 // of a frame, as after a request.
 func (s *Scanner) Begin() {
+	if s.tele != nil {
+		s.tele.Reset()
+		return
+	}
 	s.buf = s.buf[:0]
 	s.in = s.f.line && len(s.f.start) == 0
 }
 
 // Begun says whether a part of a frame is there.
 func (s *Scanner) Begun() bool {
+	if s.tele != nil {
+		return s.tele.Begun()
+	}
 	if s.f.delimited && bytes.Equal(s.buf, s.f.tail) {
 		return false // the end of one frame, until it is the start of another
 	}
@@ -51,16 +70,30 @@ func (s *Scanner) Begun() bool {
 
 // Bad returns how many damaged frames were seen: a frame began, but its
 // length, check, tail or characters were wrong.
-func (s *Scanner) Bad() uint64 { return s.bad }
+func (s *Scanner) Bad() uint64 {
+	if s.tele != nil {
+		return s.tele.Bad()
+	}
+	return s.bad
+}
 
 // Skipped returns how many bytes belonged to no good frame.
-func (s *Scanner) Skipped() uint64 { return s.skip }
+func (s *Scanner) Skipped() uint64 {
+	if s.tele != nil {
+		return s.tele.Skipped()
+	}
+	return s.skip
+}
 
 // Feed takes the next bytes of the stream and calls frame for each frame
 // whose check holds. raw is valid during the call only; lines come without
 // their end.
 func (s *Scanner) Feed(b []byte, frame func(raw []byte)) {
-	if s.f.line {
+	switch {
+	case s.tele != nil:
+		s.tele.Feed(b, frame)
+		return
+	case s.f.line:
 		s.feedLines(b, frame)
 		return
 	}
@@ -75,6 +108,10 @@ func (s *Scanner) Feed(b []byte, frame func(raw []byte)) {
 // Flush is told that the line has been silent for long: what looked like the
 // beginning of a frame was none, and frames behind it are found.
 func (s *Scanner) Flush(frame func(raw []byte)) {
+	if s.tele != nil {
+		s.tele.Flush(frame)
+		return
+	}
 	for !s.f.line && s.Begun() {
 		s.bad++
 		s.skip++

@@ -26,7 +26,7 @@ type Send struct {
 
 // Polled says whether the device is asked; else it talks by itself, or it is
 // a Modbus device.
-func (p *Profile) Polled() bool { return p.Talk != nil && len(p.Talk.Ask) > 0 }
+func (p *Profile) Polled() bool { return p.Talk != nil && len(p.Talk.Ask) > 0 || p.Handshake.Asks() }
 
 // build checks what is sent.
 func (t *Talk) build(r report) {

@@ -17,6 +17,7 @@ type textSource struct {
 	nmea  string // sentence type, or a whole address such as PGRME; "" = any line
 	field int    // -1 = found otherwise
 	xdr   *XDR
+	obis  *telegramSource
 	key   string
 	group string
 	at    int // columns [at, at+width); width 0 = none
@@ -57,7 +58,7 @@ func (p *Profile) buildSources(pt *Point, c *codec, r report) {
 		}
 		return
 	}
-	main := Source{NMEA: pt.NMEA, Field: pt.Field, XDR: pt.XDR, Key: pt.Key, Group: pt.Group, Where: pt.Where,
+	main := Source{NMEA: pt.NMEA, Field: pt.Field, XDR: pt.XDR, Key: pt.Key, Group: pt.Group, OBIS: pt.OBIS, Device: pt.Device, Where: pt.Where,
 		Valid: pt.Valid, By: pt.By, Scale: pt.Scale, Offset: pt.Offset}
 	if pt.At != nil {
 		if p.bytewise() {
@@ -93,6 +94,9 @@ func (p *Profile) checkGroup(name string, r report) {
 func (s *Source) build(pt *Point, r report) textSource {
 	out := textSource{nmea: s.NMEA, xdr: s.XDR, where: conditions(s.Where), valid: conditions(s.Valid)}
 	switch {
+	case s.OBIS != "":
+		s.buildTelegram(pt, &out, r)
+		out.units = pt.telegramUnits(s)
 	case (s.Key != "" || s.Group != "") && (s.Field != nil || s.XDR != nil || s.Key != "" && s.Group != ""):
 		r("", "a value is found by field, key, group or xdr, one of them", "")
 	case s.Key != "" || s.Group != "":
@@ -118,9 +122,7 @@ func (s *Source) build(pt *Point, r report) textSource {
 			r(path, "a factor is a number other than 0", "")
 			return &num
 		}
-		x := f.rat(1)
-		n := newNumber(x.Mul(x, s.Scale.rat(1)), s.Offset.rat(0), pt.Decimals, pt.rangeEnd(0), pt.rangeEnd(1))
-		return &n
+		return pt.scaledBy(s, f.rat(1))
 	}
 	for _, end := range slices.Sorted(maps.Keys(pt.Suffix)) {
 		out.ends = append(out.ends, textEnd{end, scaledBy(pt.Suffix[end], "suffix."+end)})

@@ -1,0 +1,54 @@
+package profile
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Handshake is a manner of speaking that no frame and no message can
+// describe. It may be written as its kind alone.
+type Handshake struct {
+	Kind    string        `yaml:"kind" required:"true" enum:"dsmr,iec62056-21" doc:"dsmr: a P1 port, which talks by itself; iec62056-21: a meter that is read out at 300 baud and faster."`
+	Mode    string        `yaml:"mode" enum:"poll,push" doc:"iec62056-21: poll asks the meter (modes A, B and C), push listens to one that talks by itself; poll if not given."`
+	MaxBaud int           `yaml:"max_baud" min:"0" max:"19200" doc:"iec62056-21: the highest speed to go to; what the meter offers if not given."`
+	Wake    time.Duration `yaml:"wake" doc:"iec62056-21: how long zero bytes are sent before the request, for meters that run on a battery (2.2s)."`
+}
+
+// handshakes are the known kinds.
+var handshakes = []string{"dsmr", "iec62056-21"}
+
+// bauds are the speeds of IEC 62056-21.
+var bauds = []int{300, 600, 1200, 2400, 4800, 9600, 19200}
+
+// UnmarshalText takes the kind alone.
+func (h *Handshake) UnmarshalText(b []byte) error {
+	if slices.Contains(handshakes, string(b)) {
+		h.Kind = string(b)
+		return nil
+	}
+	return fmt.Errorf("%q is no handshake; known are %v", string(b), handshakes)
+}
+
+// Asks says whether the device is asked; else it talks by itself.
+func (h *Handshake) Asks() bool { return h != nil && h.Kind == "iec62056-21" && h.Mode != "push" }
+
+// frames returns the frames that the handshake brings along.
+func (h *Handshake) frames() *Frames { return &Frames{Kind: "obis"} }
+
+func (h *Handshake) build(p *Profile, r report) {
+	switch {
+	case p.Transport != "serial":
+		r("", "a handshake is for serial devices", "write transport: serial")
+	case p.Frames.Kind != "obis":
+		r("", "the handshake "+h.Kind+" has its own frames", "remove frames")
+	case p.Talk != nil:
+		r("", "the handshake says what is sent", "remove talk")
+	case h.Kind == "dsmr" && (h.Mode != "" || h.MaxBaud != 0 || h.Wake != 0):
+		r("", "mode, max_baud and wake are for iec62056-21", "remove them")
+	case h.MaxBaud != 0 && !slices.Contains(bauds, h.MaxBaud):
+		r("max_baud", fmt.Sprintf("%d is no speed of IEC 62056-21", h.MaxBaud), "write 300, 600, 1200, 2400, 4800, 9600 or 19200")
+	case h.Wake < 0 || h.Wake > 10*time.Second:
+		r("wake", fmt.Sprintf("%v is outside 0..10s", h.Wake), "write wake: 2.2s")
+	}
+}
