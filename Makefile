@@ -33,8 +33,8 @@ unit:
 	fi
 
 # Programs that none of us wrote, for the tests that talk to real peers.
-PEERS = mosquitto mosquitto_sub mbpoll socat cc pkg-config openssl strace node
-PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial python3-serial-asyncio python3-cbor2 nodejs mbpoll socat pkg-config openssl strace
+PEERS = mosquitto mosquitto_sub mbpoll socat cc pkg-config openssl strace node tinyproxy microsocks
+PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial python3-serial-asyncio python3-cbor2 nodejs mbpoll socat pkg-config openssl strace tinyproxy-bin microsocks
 
 peers:
 	@missing=; for p in $(PEERS); do command -v $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \

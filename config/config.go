@@ -246,6 +246,9 @@ var unavailable = []struct{ path, has, words string }{
 }
 
 func (p *parser) later() {
+	if p.doc.Has("uplink.url[0]") {
+		p.doc.Report("uplink.url", document.CodeValue, "url: this is the one broker to go to first", "name those that stand in for it under fallback: [URL, ...]")
+	}
 	for _, u := range unavailable {
 		text, _ := p.doc.Text(u.path)
 		for _, w := range strings.Fields(u.words) {

@@ -15,6 +15,7 @@ import (
 
 	"tidegate/buffer"
 	"tidegate/internal/document"
+	"tidegate/uplink"
 )
 
 // Codes of the checks that look at files the configuration names.
@@ -57,12 +58,16 @@ func (p *parser) files() {
 		ca = filepath.Join(o.Identity, "ca.crt")
 		cert = filepath.Join(o.Identity, "client.crt")
 	}
-	if strings.HasPrefix(o.URL, "mqtts:") {
+	if o.Secure() {
 		p.authority(at("ca"), ca)
 		p.pair(at("cert"), at("key"), cert, key)
 	}
+	p.revoked(o.TLS.CRL)
 	if o.PasswordFile != "" {
 		p.secret("uplink.password_file", o.PasswordFile, codeCert)
+	}
+	if o.ProxyFile != "" {
+		p.secret("uplink.proxy_password_file", o.ProxyFile, codeCert)
 	}
 	p.disk()
 }
@@ -100,6 +105,21 @@ func (p *parser) authority(path, file string) {
 	}
 	for _, c := range certs {
 		p.dates(path, file, c)
+	}
+}
+
+// revoked checks the list of revoked certificates. Without it nobody would
+// be let in.
+func (p *parser) revoked(file string) {
+	if file == "" {
+		return
+	}
+	next, err := uplink.CheckRevocations(file)
+	switch {
+	case err != nil:
+		p.doc.Warn("uplink.tls.crl", codeCert, err.Error(), "without it every broker is refused")
+	case !next.IsZero() && time.Now().After(next):
+		p.doc.Warn("uplink.tls.crl", codeCert, fmt.Sprintf("%s is overdue since %s", file, next.UTC().Format(time.DateOnly)), "with it every broker is refused; get a new one")
 	}
 }
 

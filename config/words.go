@@ -86,26 +86,33 @@ var lineForm = regexp.MustCompile(`^[0-9]+ [5-8][NEOMSneoms][12]$`)
 
 // broker checks the scheme of the uplink's url.
 func (p *parser) broker() {
-	s := p.cfg.Uplink.URL
+	o := &p.cfg.Uplink
+	p.brokerURL("uplink.url", "url", o.URL)
+	for i, s := range o.Fallback {
+		p.brokerURL(fmt.Sprintf("uplink.fallback[%d]", i), "fallback", s)
+	}
+}
+
+func (p *parser) brokerURL(path, key, s string) {
+	const expected = "expected mqtts://, wss://, or to this machine mqtt:// or ws://"
+	known := []string{"mqtts", "mqtt", "wss", "ws"}
 	scheme, rest, ok := strings.Cut(s, "://")
 	switch {
 	case s == "":
 		return
 	case !ok && hostPort.MatchString(s):
-		p.doc.Report("uplink.url", document.CodeValue, fmt.Sprintf("url: %q has no scheme", s), didYouMean("", "mqtts://"+s))
-	case ok && (scheme == "ws" || scheme == "wss"):
-		p.doc.Report("uplink.url", document.CodeValue, fmt.Sprintf("url: %s:// is not in this version", scheme), "expected mqtts:// or mqtt://")
-	case ok && !oneOf(scheme, []string{"mqtts", "mqtt"}):
+		p.doc.Report(path, document.CodeValue, fmt.Sprintf("%s: %q has no scheme", key, s), didYouMean("", "mqtts://"+s))
+	case ok && !oneOf(scheme, known):
 		said := map[string]string{"ssl": "mqtts", "tls": "mqtts", "tcps": "mqtts", "https": "mqtts", "tcp": "mqtt", "http": "mqtt"}[scheme]
 		if said == "" {
-			said = document.Nearest(scheme, []string{"mqtts", "mqtt"})
+			said = document.Nearest(scheme, known)
 		}
 		if said != "" && !strings.Contains(rest, "@") {
 			said += "://" + rest
 		} else {
 			said = ""
 		}
-		p.doc.Report("uplink.url", document.CodeValue, fmt.Sprintf("url: unknown scheme %q", scheme), didYouMean("expected mqtts:// or mqtt://", said))
+		p.doc.Report(path, document.CodeValue, fmt.Sprintf("%s: unknown scheme %q", key, scheme), didYouMean(expected, said))
 	}
 }
 

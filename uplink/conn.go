@@ -112,8 +112,9 @@ func openTLS(ctx context.Context, raw *rawConn, c *tls.Config, timeout time.Dura
 // library sees it, and it keeps the proof of delivery, which PUBLISH was
 // written and which PUBACK came for it on this very connection.
 type wire struct {
-	net.Conn // TCP or TLS
+	net.Conn // TCP, TLS or WebSocket
 	raw      *rawConn
+	broker   broker
 	r        *bufio.Reader
 	most     int // largest packet that the peer may send
 
@@ -151,8 +152,8 @@ const (
 	readBody
 )
 
-func newWire(c net.Conn, raw *rawConn) *wire {
-	return &wire{Conn: c, raw: raw, r: bufio.NewReaderSize(c, 4<<10), most: maxIncoming, notify: make(chan struct{}, 1),
+func newWire(c net.Conn, raw *rawConn, b broker) *wire {
+	return &wire{Conn: c, raw: raw, broker: b, r: bufio.NewReaderSize(c, 4<<10), most: maxIncoming, notify: make(chan struct{}, 1),
 		proof: map[uint16]*proof{}, dead: make(chan struct{})}
 }
 

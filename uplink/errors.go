@@ -74,6 +74,7 @@ const (
 	atFiles stage = iota
 	atDNS
 	atTCP
+	atProxy
 	atTLS
 	atConnect
 	atSession
@@ -82,6 +83,8 @@ const (
 // situation is what the explanation of an error needs to know.
 type situation struct {
 	broker  broker
+	proxied bool      // broker is the proxy
+	proxy   broker    // on the way to the broker, without a host: none
 	ca      string    // file, "" for the system's list
 	cert    string    // file, "" without one
 	folder  string    // identity folder that lacks the certificate, "" if it does not
@@ -103,6 +106,8 @@ func explain(at stage, err error, s situation) *Error {
 		explainDNS(e, err, s)
 	case atTCP:
 		explainTCP(e, err, s)
+	case atProxy:
+		explainProxy(e, err, s)
 	case atTLS:
 		explainTLS(e, err, s)
 	case atConnect:
@@ -153,6 +158,30 @@ func explainTCP(e *Error, err error, s situation) {
 	}
 }
 
+// explainProxy: the proxy itself was reached.
+func explainProxy(e *Error, err error, s situation) {
+	p := s.proxy.String()
+	e.Code, e.Msg = "proxy", fmt.Sprintf("%s does not work as a proxy", p)
+	e.Likely, e.Try = "another port, or another kind of proxy", "check uplink.proxy with those who run the network of this site"
+	said, ok := errors.AsType[*proxyError](err)
+	switch {
+	case ok && said.code == "proxy-auth":
+		e.Code, e.Msg = said.code, fmt.Sprintf("%s does not let us in", p)
+		e.Seen = "the proxy says: " + said.said
+		e.Likely, e.Try = "user or password is missing or wrong", "check uplink.proxy_username and proxy_password_file"
+	case ok && said.code == "proxy-refused":
+		e.Code, e.Msg = said.code, fmt.Sprintf("%s lets nobody through to %s", p, s.broker.addr())
+		e.Seen = "the proxy says: " + said.said
+		e.Likely = "its rules allow other ports only (often just 443), or the broker is not reachable from there"
+		e.Try = "ask for " + s.broker.addr() + ", or if the broker offers it: wss://" + s.broker.host + ":443"
+	case ok:
+		e.Seen = said.said
+	case isTimeout(err):
+		e.Code, e.Msg = "proxy-silent", fmt.Sprintf("%s took our connection but never answered", p)
+		e.Likely = "another kind of proxy, or it cannot reach " + s.broker.addr()
+	}
+}
+
 func explainTLS(e *Error, err error, s situation) {
 	var unknown x509.UnknownAuthorityError
 	var host x509.HostnameError
@@ -173,6 +202,12 @@ func explainTLS(e *Error, err error, s situation) {
 				names = append(names, ip.String())
 			}
 			e.Seen = fmt.Sprintf("it is for %s; we look for %s", strings.Join(names, ", "), host.Host)
+			if len(names) == 0 {
+				e.Seen = fmt.Sprintf("it names CN=%s only, which is no proof of a name; we look for %s", host.Certificate.Subject.CommonName, host.Host)
+				e.Likely = "the certificate was made the old way, without subject alternative names"
+				e.Try = "the operator of the broker has to renew it with subjectAltName=DNS:" + host.Host
+				break
+			}
 		}
 		e.Likely = "the broker is reached by another name than its certificate has"
 		e.Try = "write that name in uplink.url, or tls: {server_name: NAME}"
@@ -283,6 +318,11 @@ func explainConnect(e *Error, err error, s situation) {
 		e.Code, e.Msg = "mqtt-version", fmt.Sprintf("%s does not speak MQTT 3.1.1", addr)
 	case errors.Is(err, errMalformed):
 		explainSession(e, err, s)
+	case errors.As(err, new(*refusedUpgrade)):
+		e.Code, e.Msg = "websocket", fmt.Sprintf("there is no MQTT at %s", s.broker)
+		e.Seen = err.Error()
+		e.Likely = "another path, or a web server or proxy that passes no WebSockets on"
+		e.Try = "check the path in uplink.url; many brokers use /mqtt"
 	case isTimeout(err):
 		e.Code, e.Msg = "mqtt-silent", fmt.Sprintf("%s took our connection but never answered in MQTT", addr)
 		e.Likely = "this port is not MQTT, or the broker is overloaded"

@@ -24,29 +24,104 @@ type Identity struct {
 	Chain    int       // certificates in the client certificate's file
 }
 
-// identity reads the certificate files anew at every dial. A damaged new
-// pair, such as a file that is being written just now, does not replace the
-// pair that worked.
+// identity reads the certificate files anew at every dial. New files that are
+// damaged, such as one that is being written just now, or with which the
+// broker does not let us in, do not replace those that worked.
 type identity struct {
 	opts *Options
 
-	mu    sync.Mutex
-	pair  *tls.Certificate // the last good one
-	sum   [32]byte         // of all files as last used
-	cache tls.ClientSessionCache
+	mu      sync.Mutex
+	good    *loaded  // of the last connection that the broker accepted
+	refused [32]byte // of files with which a connection failed since
+	why     *Error
+	last    *loaded // what was read last
+	sum     [32]byte
+	cache   tls.ClientSessionCache // of the files with that sum
 }
 
 // loaded is one reading of the files.
 type loaded struct {
 	roots *x509.CertPool // nil: the system's
 	pair  *tls.Certificate
+	crls  []*x509.RevocationList
+	must  bool // crls must know the issuer of the broker's certificate
 	info  Identity
-	warn  *Error // the new pair is bad, pair is the old one
+	warn  *Error   // the new files are bad, these are the old ones
+	sum   [32]byte // of what the files hold
+	stamp string   // of the files themselves, see stamp
 	cache tls.ClientSessionCache
 }
 
+// load returns what the files hold. While they are bad, it returns what they
+// held when a connection was last accepted, with the reason in warn.
 func (id *identity) load(now time.Time) (loaded, error) {
-	var l loaded
+	l, err := id.read(now)
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	switch {
+	case id.good == nil && err != nil:
+		return l, err
+	case id.good != nil && (err != nil || l.sum == id.refused):
+		old := *id.good
+		old.warn, old.stamp = id.why, l.stamp
+		if err != nil && !errors.As(err, &old.warn) {
+			old.warn = &Error{Code: "cert-file", Msg: "the certificate files cannot be read", Err: err}
+		}
+		l = old
+	}
+	// Old TLS sessions were made under the old files: with new files the
+	// broker must see the new certificate, and we must judge the broker's.
+	if id.cache == nil || l.sum != id.sum {
+		id.sum, id.cache = l.sum, tls.NewLRUClientSessionCache(4)
+	}
+	l.cache = id.cache
+	id.last = &l
+	return l, nil
+}
+
+// accept takes note that the broker accepted a connection with these files.
+func (id *identity) accept(l loaded) {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	l.warn = nil
+	id.good = &l
+}
+
+// refuse takes note that a connection with these files failed in a way that
+// the files may be to blame for. It tells whether older ones are left. A
+// broker that a new list names as revoked is no fault of the list.
+func (id *identity) refuse(l loaded, why *Error) bool {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if id.good == nil || l.sum == id.good.sum {
+		return false
+	}
+	switch why.Code {
+	case "client-cert-required", "client-cert-unknown-ca", "client-cert-expired", "client-cert-revoked", "client-cert",
+		"tls-unknown-ca", "mqtt-auth", "mqtt-client-id", "mqtt-closed":
+		id.refused, id.why = l.sum, why
+		return true
+	}
+	return false
+}
+
+// stamp tells whether a file may have changed since it was read.
+func (id *identity) stamp() string {
+	ca, cert, key := id.opts.files()
+	var b strings.Builder
+	for _, f := range []string{ca, cert, key, id.opts.TLS.CRL} {
+		if st, err := os.Stat(f); err == nil {
+			sys, _ := st.Sys().(*syscall.Stat_t)
+			fmt.Fprint(&b, st.ModTime().UnixNano(), " ", st.Size(), " ", st.Mode(), " ", sys.Ino, "; ")
+		} else {
+			b.WriteString("none; ")
+		}
+	}
+	return b.String()
+}
+
+func (id *identity) read(now time.Time) (loaded, error) {
+	l := loaded{stamp: id.stamp()}
 	ca, cert, key := id.opts.files()
 	sum := sha256.New()
 	if ca != "" {
@@ -57,39 +132,55 @@ func (id *identity) load(now time.Time) (loaded, error) {
 		case err != nil:
 			return l, fileError("ca-file", "the CA file cannot be read", err)
 		default:
-			l.roots = x509.NewCertPool()
-			if !l.roots.AppendCertsFromPEM(b) {
-				return l, &Error{Code: "ca-file", Msg: ca + " holds no certificate",
-					Likely: "it is not PEM, or empty", Try: "a PEM file begins with -----BEGIN CERTIFICATE-----"}
+			if l.roots, err = authorities(ca, b); err != nil {
+				return l, err
 			}
 			sum.Write(b)
 		}
 	}
-	pair, err := readPair(cert, key, id.opts.Identity != "", now)
-	id.mu.Lock()
-	defer id.mu.Unlock()
-	if err != nil {
-		if id.pair == nil {
+	if file := id.opts.TLS.CRL; file != "" {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return l, fileError("crl", "the list of revoked certificates cannot be read", err)
+		}
+		if l.crls, err = revocations(file, b); err != nil {
 			return l, err
 		}
-		errors.As(err, &l.warn)
-		pair = id.pair
+		l.must = true
+		sum.Write(b)
+	}
+	pair, err := readPair(cert, key, id.opts.Identity != "", now)
+	if err != nil {
+		return l, err
 	}
 	if pair != nil {
-		id.pair = pair
 		for _, c := range pair.Certificate {
 			sum.Write(c)
 		}
 		l.pair = pair
 		l.info = Identity{Subject: pair.Leaf.Subject.CommonName, NotAfter: pair.Leaf.NotAfter, Chain: len(pair.Certificate)}
 	}
-	// Old TLS sessions were made under the old files: with new files the
-	// broker must see the new certificate, and we must judge the broker's.
-	if got := [32]byte(sum.Sum(nil)); id.cache == nil || got != id.sum {
-		id.sum, id.cache = got, tls.NewLRUClientSessionCache(4)
-	}
-	l.cache = id.cache
+	l.sum = [32]byte(sum.Sum(nil))
 	return l, nil
+}
+
+// authorities reads a CA file. Every block must be whole: of a file that is
+// being written only the beginning is there.
+func authorities(file string, b []byte) (*x509.CertPool, error) {
+	pool, n := x509.NewCertPool(), 0
+	for _, c := range certificates(b) {
+		pool.AddCert(c)
+		n++
+	}
+	switch begun := bytes.Count(b, []byte("-----BEGIN ")); {
+	case n == 0:
+		return nil, &Error{Code: "ca-file", Msg: file + " holds no certificate",
+			Likely: "it is not PEM, or empty", Try: "a PEM file begins with -----BEGIN CERTIFICATE-----"}
+	case n < begun:
+		return nil, &Error{Code: "ca-file", Msg: fmt.Sprintf("%s is damaged: %d of %d blocks are certificates", file, n, begun),
+			Likely: "the file is not whole", Try: "copy it anew"}
+	}
+	return pool, nil
 }
 
 // readPair returns nil without an error when no client certificate is
@@ -113,6 +204,9 @@ func readPair(cert, key string, folder bool, now time.Time) (*tls.Certificate, e
 		return nil, err
 	}
 	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err == nil && len(certificates(certPEM)) < bytes.Count(certPEM, []byte("-----BEGIN ")) {
+		err = errors.New("not every block is a whole certificate")
+	}
 	if err != nil {
 		if strings.Contains(err.Error(), "does not match") {
 			return nil, &Error{Code: "key-mismatch", Msg: fmt.Sprintf("%s does not belong to %s", key, cert),
@@ -163,6 +257,12 @@ func (l *loaded) config(o *Options, b broker, now func() time.Time) *tls.Config 
 	c := &tls.Config{
 		MinVersion: tls.VersionTLS12, RootCAs: l.roots, ServerName: b.host,
 		NextProtos: o.TLS.ALPN, ClientSessionCache: l.cache, Time: now,
+	}
+	if b.websocket() && len(c.NextProtos) == 0 {
+		c.NextProtos = []string{"http/1.1"} // or a server may choose HTTP/2, which has other WebSockets
+	}
+	if l.must {
+		c.VerifyConnection = func(s tls.ConnectionState) error { return checkRevoked(l.crls, s.VerifiedChains, now()) }
 	}
 	if o.TLS.ServerName != "" {
 		c.ServerName = o.TLS.ServerName

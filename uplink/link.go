@@ -15,6 +15,7 @@ import (
 
 // link is one connection and the MQTT client that was made for it.
 type link struct {
+	files  loaded // the certificate files it was made with
 	client mqtt.Client
 	wire   *wire
 	lost   chan error // 1-buffered: the client gave the connection up
@@ -28,34 +29,99 @@ const publishWait = 2 * time.Second
 
 // open makes one connection: files, TCP, TLS, CONNECT.
 func (u *Uplink) open(ctx context.Context) (*link, *Error) {
-	w, err := u.dial(ctx)
+	b := u.broker()
+	var files loaded
+	if b.secure {
+		var err error
+		if files, err = u.loadFiles(); err != nil {
+			return nil, explain(atFiles, err, u.situation(b))
+		}
+	}
+	w, err := u.dial(ctx, b, files)
+	var l *link
+	if err == nil {
+		l, err = u.connect(ctx, w, true)
+	}
+	if err != nil {
+		if b.secure && ctx.Err() == nil && u.id.refuse(files, err) {
+			u.log.Warn("no connection with the new certificate files: back to those that worked", "code", err.Code, "error", err.Error())
+		}
+		return nil, err
+	}
+	if b.secure {
+		u.id.accept(files)
+	}
+	l.files = files
+	return l, nil
+}
+
+// reach reads the certificate files and dials.
+func (u *Uplink) reach(ctx context.Context, b broker) (*wire, *Error) {
+	var files loaded
+	if b.secure {
+		var err error
+		if files, err = u.loadFiles(); err != nil {
+			return nil, explain(atFiles, err, u.situation(b))
+		}
+	}
+	return u.dial(ctx, b, files)
+}
+
+// dial opens TCP, through the proxy if there is one, TLS and WebSocket.
+func (u *Uplink) dial(ctx context.Context, b broker, files loaded) (*wire, *Error) {
+	raw, err := u.tcp(ctx, b, u.tune.connect)
 	if err != nil {
 		return nil, err
 	}
-	return u.connect(ctx, w, true)
+	var c net.Conn = raw
+	if b.secure {
+		t, err := openTLS(ctx, raw, files.config(&u.opts, b, u.now), u.tune.connect)
+		if err != nil {
+			return nil, explain(atTLS, err, u.situation(b))
+		}
+		c = t
+	}
+	return u.wrap(ctx, b, c, raw)
 }
 
-// dial reads the certificate files and opens TCP and TLS.
-func (u *Uplink) dial(ctx context.Context) (*wire, *Error) {
-	var files loaded
-	if u.broker.secure {
-		var err error
-		if files, err = u.loadFiles(); err != nil {
-			return nil, explain(atFiles, err, u.situation())
+// wrap makes what MQTT is written to of an open connection.
+func (u *Uplink) wrap(ctx context.Context, b broker, c net.Conn, raw *rawConn) (*wire, *Error) {
+	if b.websocket() {
+		ws, err := upgrade(ctx, c, b, u.tune.connect)
+		if err != nil {
+			return nil, explain(atConnect, err, u.situation(b))
 		}
+		c = ws
 	}
-	raw, err := openTCP(ctx, u.broker.addr(), u.tune.connect, u.tune.write, &u.meter)
+	return newWire(c, raw, b), nil
+}
+
+// tcp opens a connection to the broker, or to the proxy and through it.
+func (u *Uplink) tcp(ctx context.Context, b broker, limit time.Duration) (*rawConn, *Error) {
+	s := u.situation(b)
+	s.timeout = limit
+	if u.proxy.host == "" {
+		raw, err := openTCP(ctx, b.addr(), limit, u.tune.write, &u.meter)
+		if err != nil {
+			return nil, explain(tcpStage(err), err, s)
+		}
+		return raw, nil
+	}
+	password, problem := readSecret(u.opts.ProxyFile, "uplink.proxy_password_file")
+	if problem != nil {
+		return nil, problem
+	}
+	raw, err := openTCP(ctx, u.proxy.addr(), limit, u.tune.write, &u.meter)
 	if err != nil {
-		return nil, explain(tcpStage(err), err, u.situation())
+		s.broker, s.proxied = u.proxy, true
+		return nil, explain(tcpStage(err), err, s)
 	}
-	if !u.broker.secure {
-		return newWire(raw, raw), nil
+	if err := through(ctx, raw, u.proxy, b.addr(), u.opts.ProxyUser, password, limit); err != nil {
+		raw.Close()
+		s.proxy = u.proxy
+		return nil, explain(atProxy, err, s)
 	}
-	t, err := openTLS(ctx, raw, files.config(&u.opts, u.broker, u.now), u.tune.connect)
-	if err != nil {
-		return nil, explain(atTLS, err, u.situation())
-	}
-	return newWire(t, raw), nil
+	return raw, nil
 }
 
 // loadFiles reads the certificate files and keeps what is wrong with new ones.
@@ -64,7 +130,7 @@ func (u *Uplink) loadFiles() (loaded, error) {
 	warning := ""
 	if files.warn != nil {
 		warning = files.warn.Error()
-		u.log.Warn("the new certificate is not used", "code", files.warn.Code, "error", warning)
+		u.log.Warn("the new certificate files are not used", "code", files.warn.Code, "error", warning)
 	}
 	u.count(func(s *Stats) { s.CertWarning = warning })
 	return files, err
@@ -83,13 +149,13 @@ func tcpStage(err error) stage {
 // gateway itself. The wire is closed if it fails.
 func (u *Uplink) connect(ctx context.Context, w *wire, will bool) (*link, *Error) {
 	l := &link{wire: w, lost: make(chan error, 1), in: make(chan incoming, 16)}
-	password, err := u.password()
+	password, err := readSecret(u.opts.PasswordFile, "uplink.password_file")
 	if err != nil {
 		w.abort()
 		return nil, err
 	}
 	o := mqtt.NewClientOptions().
-		AddBroker("tcp://" + u.broker.addr()). // only a name here: the connection is open already
+		AddBroker("tcp://" + w.broker.addr()). // only a name here: the connection is open already
 		SetClientID(u.clientID()).SetUsername(u.opts.Username).SetPassword(password).
 		SetProtocolVersion(4).SetCleanSession(true).
 		SetAutoReconnect(false).SetConnectRetry(false).SetResumeSubs(false).
@@ -110,11 +176,11 @@ func (u *Uplink) connect(ctx context.Context, w *wire, will bool) (*link, *Error
 			err = cause
 		}
 		w.abort()
-		return nil, explain(atConnect, err, u.situation())
+		return nil, explain(atConnect, err, u.situation(w.broker))
 	}
 	if ctx.Err() != nil {
 		l.end(false)
-		return nil, explain(atConnect, ctx.Err(), u.situation())
+		return nil, explain(atConnect, ctx.Err(), u.situation(w.broker))
 	}
 	return l, nil
 }
@@ -131,15 +197,15 @@ func (u *Uplink) pingTimeout() time.Duration {
 	return limit
 }
 
-// password reads the first line of the password file.
-func (u *Uplink) password() (string, *Error) {
-	if u.opts.PasswordFile == "" {
+// readSecret returns the first line of a file, "" for no file.
+func readSecret(file, key string) (string, *Error) {
+	if file == "" {
 		return "", nil
 	}
-	b, err := os.ReadFile(u.opts.PasswordFile)
+	b, err := os.ReadFile(file)
 	if err != nil {
-		return "", &Error{Code: "password-file", Msg: "the password file cannot be read",
-			Try: "check uplink.password_file and its rights", Err: err}
+		return "", &Error{Code: "password-file", Msg: "the file of " + key + " cannot be read",
+			Try: "check " + key + " and the rights of the file", Err: err}
 	}
 	line, _, _ := strings.Cut(string(b), "\n")
 	return strings.TrimSuffix(line, "\r"), nil

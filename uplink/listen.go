@@ -26,7 +26,7 @@ func Listen(ctx context.Context, o Options, filters []string, got func(topic str
 	if err != nil {
 		return err
 	}
-	w, problem := u.dial(ctx)
+	w, problem := u.reach(ctx, u.broker())
 	if problem != nil {
 		return quietly(ctx, problem)
 	}
@@ -42,7 +42,7 @@ func Listen(ctx context.Context, o Options, filters []string, got func(topic str
 		case <-ctx.Done():
 			return nil
 		case err := <-l.lost:
-			return explain(atConnect, err, u.situation())
+			return explain(atConnect, err, u.situation(u.broker()))
 		case <-t.Done():
 		}
 		if t.Error() != nil || t.Result()[f] > 2 {
@@ -54,7 +54,7 @@ func Listen(ctx context.Context, o Options, filters []string, got func(topic str
 	case <-ctx.Done():
 		return nil
 	case err := <-l.lost:
-		return explain(atConnect, err, u.situation())
+		return explain(atConnect, err, u.situation(u.broker()))
 	}
 }
 

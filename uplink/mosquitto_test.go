@@ -17,14 +17,14 @@ import (
 )
 
 // needs skips loudly when a program is missing; with CI=true that is a failure.
-func needs(t *testing.T, programs ...string) {
+func needs(t testing.TB, programs ...string) {
 	t.Helper()
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
 			if os.Getenv("CI") == "true" {
-				t.Fatalf("%s is not installed (apt-get install mosquitto mosquitto-clients)", p)
+				t.Fatalf("%s is not installed (make peers)", p)
 			}
-			t.Skipf("NOT RUN: %s is not installed (apt-get install mosquitto mosquitto-clients)", p)
+			t.Skipf("NOT RUN: %s is not installed (make peers)", p)
 		}
 	}
 }

@@ -224,19 +224,32 @@ func TestUnacknowledgedAtTheEnd(t *testing.T) {
 	}
 }
 
-// TestBackoff adds up the delays between attempts over a simulated day
-// without a network.
+// TestBackoff counts the attempts over a simulated day without a network, as
+// configured by default: never more than 60 in any hour, never more than two
+// keep-alives apart.
 func TestBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := newUplink(t, "mqtt://127.0.0.1:1", nil)
-		u.tune = defaultTuning()
-		attempts := 0
-		for began := time.Now(); time.Since(began) < 24*time.Hour; attempts++ {
-			time.Sleep(u.delay(attempts))
+		u.tune = u.tuning()
+		var at []time.Time
+		for began := time.Now(); time.Since(began) < 24*time.Hour; {
+			at = append(at, time.Now())
+			d := u.delay(len(at) - 1)
+			if d > 2*u.opts.Keepalive {
+				t.Fatalf("a delay of %s", d)
+			}
+			time.Sleep(d)
 		}
-		// half of 5 minutes on average: 24 an hour
-		if attempts < 400 || attempts > 800 {
-			t.Errorf("%d attempts in a day", attempts)
+		for i, first := 0, 0; i < len(at); i++ {
+			for at[i].Sub(at[first]) >= time.Hour {
+				first++
+			}
+			if n := i - first + 1; n > 60 {
+				t.Fatalf("%d attempts within an hour", n)
+			}
+		}
+		if len(at) < 800 {
+			t.Errorf("%d attempts in a day", len(at))
 		}
 	})
 }
@@ -279,7 +292,7 @@ func TestClientIDTaken(t *testing.T) {
 func TestWire(t *testing.T) {
 	a, z := net.Pipe()
 	raw := &rawConn{Conn: a, meter: &meter{}, limit: time.Second}
-	w := newWire(raw, raw)
+	w := newWire(raw, raw, broker{})
 	go func() {
 		for _, b := range []byte{0x20, 2, 0, 0, 0x40, 2, 0x99, 0x99, 0x40, 2, 0x12, 0x34, 0xd0, 0, 0x30, 0x05, 0, 1, 'a', 'x', 'y', 0x50} {
 			z.Write([]byte{b})
@@ -329,7 +342,7 @@ func TestWriteLimit(t *testing.T) {
 	defer z.Close()
 	defer a.Close()
 	raw := &rawConn{Conn: a, meter: &meter{}, limit: 50 * time.Millisecond}
-	w := newWire(raw, raw)
+	w := newWire(raw, raw, broker{})
 	w.SetDeadline(time.Time{}) // as the MQTT library does after CONNACK
 	w.SetWriteDeadline(time.Time{})
 	began := time.Now()
@@ -364,6 +377,15 @@ func TestValidate(t *testing.T) {
 		{"url", func(o *Options) { o.URL = "mqtt://192.0.2.1" }},
 		{"url", func(o *Options) { o.URL = "mqtts://user:secret@broker" }},
 		{"url", func(o *Options) { o.URL = "mqtts://broker/path" }},
+		{"url", func(o *Options) { o.URL = "mqtts://broker:0" }},
+		{"url", func(o *Options) { o.URL = "ws://192.0.2.1/mqtt" }},
+		{"url", func(o *Options) { o.URL = "wss://broker/mqtt#x" }},
+		{"fallback[1]", func(o *Options) { o.Fallback = []string{"wss://b", "mqtt://b"} }},
+		{"proxy", func(o *Options) { o.Proxy = "https://proxy" }},
+		{"proxy", func(o *Options) { o.Proxy = "http://someone:secret@proxy" }},
+		{"proxy", func(o *Options) { o.ProxyUser = "x" }},
+		{"proxy_password_file", func(o *Options) { o.Proxy, o.ProxyFile = "socks5://p", "x" }},
+		{"tls.alpn", func(o *Options) { o.TLS.ALPN = []string{""} }},
 		{"tls", func(o *Options) { o.TLS.Cert = "x" }},
 		{"tls", func(o *Options) { o.Identity = "x"; o.TLS.CA = "y" }},
 		{"password_file", func(o *Options) { o.PasswordFile = "x" }},

@@ -2,8 +2,6 @@ package uplink
 
 import (
 	"fmt"
-	"net"
-	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -14,12 +12,16 @@ import (
 
 // Options is the section `uplink` of the configuration.
 type Options struct {
-	URL          string        `yaml:"url" required:"true" doc:"Where the broker is: mqtts://HOST[:8883], or mqtt://HOST[:1883] to loopback."`
+	URL          string        `yaml:"url" required:"true" doc:"Where the broker is: mqtts://HOST[:8883], wss://HOST[:443][/PATH], or to loopback mqtt://HOST[:1883] or ws://HOST[:80]."`
 	Identity     string        `yaml:"identity" doc:"Folder with ca.crt, client.crt and client.key."`
 	TLS          TLS           `yaml:"tls" doc:"Single files instead of an identity folder."`
 	ClientID     string        `yaml:"client_id" doc:"MQTT client id; default: the gateway id."`
 	Username     string        `yaml:"username" doc:"User name at the broker."`
 	PasswordFile string        `yaml:"password_file" doc:"File whose first line is the password."`
+	Fallback     []string      `yaml:"fallback" doc:"Brokers to go to, in this order, while the one of url cannot be reached; the uplink goes back to url when it can."`
+	Proxy        string        `yaml:"proxy" doc:"Proxy on the way to the broker: http://HOST[:3128] or socks5://HOST[:1080]. It resolves the broker's name."`
+	ProxyUser    string        `yaml:"proxy_username" doc:"User name at the proxy."`
+	ProxyFile    string        `yaml:"proxy_password_file" doc:"File whose first line is the password at the proxy."`
 	Preset       string        `yaml:"preset" enum:"none" doc:"Settings for a known cloud."`
 	Topic        string        `yaml:"topic" doc:"Topic template with {site}, {gateway} and {kind}."`
 	Shape        string        `yaml:"shape" enum:"records,columns,packed,influx,senml-json,senml-cbor" doc:"How batches are written; docs/payloads.md shows each."`
@@ -39,6 +41,7 @@ type TLS struct {
 	CA         string   `yaml:"ca" doc:"PEM file with the authorities that may sign the broker's certificate."`
 	Cert       string   `yaml:"cert" doc:"PEM file with the client certificate and what leads to its authority."`
 	Key        string   `yaml:"key" doc:"PEM file with the key of the client certificate; mode 0600."`
+	CRL        string   `yaml:"crl" doc:"File with the certificates that the authority revoked, PEM or DER: a broker that is on it, or of which it cannot tell, is refused."`
 	ServerName string   `yaml:"server_name" doc:"Name that the broker's certificate must carry; default: the host of the url."`
 	ALPN       []string `yaml:"alpn" doc:"Protocol names to offer in the TLS handshake."`
 }
@@ -70,11 +73,18 @@ func Defaults() Options {
 // Validate reports everything that is wrong with the options by themselves;
 // it reads no file. Paths are relative to the section.
 func (o *Options) Validate(report func(path, msg, hint string)) {
-	if _, err := parseURL(o.URL); err != nil {
-		report("url", err.Error(), "write mqtts://mqtt.city.example:8883")
-	} else if u, _ := parseURL(o.URL); !u.secure && !u.loopback() && o.Insecure != "plain-text" {
-		report("url", fmt.Sprintf("mqtt:// to %s would send everything unencrypted", u.host),
-			"use mqtts://, or write insecure: plain-text beside it if the line itself is protected")
+	o.validateURL("url", o.URL, report)
+	for i, s := range o.Fallback {
+		o.validateURL(fmt.Sprintf("fallback[%d]", i), s, report)
+	}
+	if len(o.Fallback) > 8 {
+		report("fallback", "at most 8 brokers can stand in", "")
+	}
+	o.validateProxy(report)
+	for _, p := range o.TLS.ALPN {
+		if p == "" || len(p) > 255 {
+			report("tls.alpn", "the name of a protocol has 1 to 255 bytes", "such as x-amzn-mqtt-ca")
+		}
 	}
 	if o.Identity != "" && (o.TLS.CA != "" || o.TLS.Cert != "" || o.TLS.Key != "") {
 		report("tls", "identity and tls both name certificate files", "keep one of them")
@@ -130,6 +140,32 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	}
 }
 
+func (o *Options) validateURL(path, s string, report func(path, msg, hint string)) {
+	b, err := parseURL(s)
+	switch {
+	case err != nil:
+		report(path, err.Error(), "write mqtts://mqtt.city.example:8883")
+	case b.open() && o.Insecure != "plain-text":
+		report(path, fmt.Sprintf("%s:// to %s would send everything unencrypted", b.scheme, b.host),
+			fmt.Sprintf("use %ss://, or write insecure: plain-text beside it if the line itself is protected", b.scheme))
+	}
+}
+
+func (o *Options) validateProxy(report func(path, msg, hint string)) {
+	if o.Proxy == "" {
+		if o.ProxyUser != "" || o.ProxyFile != "" {
+			report("proxy", "proxy_username and proxy_password_file are for a proxy, and none is named", "write proxy: http://HOST:3128")
+		}
+		return
+	}
+	if _, err := parseProxy(o.Proxy); err != nil {
+		report("proxy", err.Error(), "write http://proxy.site.example:3128 or socks5://HOST:1080")
+	}
+	if o.ProxyFile != "" && o.ProxyUser == "" {
+		report("proxy_password_file", "a password without a user name", "set proxy_username")
+	}
+}
+
 func validateTopic(t string, report func(path, msg, hint string)) {
 	const hint = "such as tg/v1/{site}/{gateway}/{kind}"
 	if !strings.Contains(t, "{kind}") {
@@ -149,76 +185,20 @@ func (o *Options) topic(site, gateway, kind string) string {
 	return strings.NewReplacer("{site}", site, "{gateway}", gateway, "{kind}", kind).Replace(o.Topic)
 }
 
+// Secure tells whether a broker of these options is reached over TLS.
+func (o *Options) Secure() bool {
+	for _, s := range append([]string{o.URL}, o.Fallback...) {
+		if b, err := parseURL(s); err == nil && b.secure {
+			return true
+		}
+	}
+	return false
+}
+
 // files returns the certificate files that the options name; "" for none.
 func (o *Options) files() (ca, cert, key string) {
 	if o.Identity != "" {
 		return filepath.Join(o.Identity, "ca.crt"), filepath.Join(o.Identity, "client.crt"), filepath.Join(o.Identity, "client.key")
 	}
 	return o.TLS.CA, o.TLS.Cert, o.TLS.Key
-}
-
-// broker is a parsed url.
-type broker struct {
-	secure     bool
-	host, port string
-}
-
-func (b broker) addr() string { return net.JoinHostPort(b.host, b.port) }
-
-func (b broker) String() string {
-	if b.secure {
-		return "mqtts://" + b.addr()
-	}
-	return "mqtt://" + b.addr()
-}
-
-// loopback tells whether the host can only be this machine.
-func (b broker) loopback() bool {
-	ip := net.ParseIP(b.host)
-	return b.host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-func parseURL(s string) (broker, error) {
-	if s == "" {
-		return broker{}, fmt.Errorf("no broker is named")
-	}
-	u, err := url.Parse(s)
-	if err != nil || u.Host == "" {
-		return broker{}, fmt.Errorf("%q is not a broker url", redact(s))
-	}
-	b := broker{host: u.Hostname(), port: u.Port()}
-	switch u.Scheme {
-	case "mqtts", "ssl", "tls":
-		b.secure = true
-		if b.port == "" {
-			b.port = "8883"
-		}
-	case "mqtt", "tcp":
-		if b.port == "" {
-			b.port = "1883"
-		}
-	default:
-		return broker{}, fmt.Errorf("unknown scheme %q: expected mqtts:// or mqtt://", u.Scheme)
-	}
-	if b.host == "" {
-		return broker{}, fmt.Errorf("%q names no host", redact(s))
-	}
-	if u.User != nil {
-		return broker{}, fmt.Errorf("a user or password does not belong into the url: use username and password_file")
-	}
-	if u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
-		return broker{}, fmt.Errorf("a broker url ends after the port")
-	}
-	return b, nil
-}
-
-// redact removes what may be a password from a url that could not be used.
-func redact(s string) string {
-	if at := strings.LastIndexByte(s, '@'); at >= 0 {
-		if i := strings.Index(s, "://"); i >= 0 && i+3 <= at {
-			return s[:i+3] + "...@" + s[at+1:]
-		}
-		return "..." + s[at:]
-	}
-	return s
 }

@@ -216,7 +216,7 @@ func lowest(src Source, lane string) uint64 {
 func (u *Uplink) state(word string, src Source) payload.State {
 	s := payload.State{State: word, Gateway: u.env.Gateway, Boot: u.env.Boot, Epoch: u.env.Epoch,
 		Sent: time.Now().UnixMilli(), Version: u.env.Version, Stop: u.env.Stopped}
-	if !u.broker.secure && !u.broker.loopback() {
+	if u.broker().open() {
 		s.Insecure = "plain-text"
 	}
 	if src == nil {

@@ -2,13 +2,11 @@ package uplink
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
 
 	"tidegate/internal/telemetry"
-	"tidegate/uplink/payload"
 )
 
 // session is the life of one connection. One goroutine does everything:
@@ -20,6 +18,7 @@ type session struct {
 	link  *link
 	began time.Time
 	order order
+	scout *scout
 
 	flights  []flight // in the order of sending; acknowledged from the front
 	window   int      // batches and tombstones in flight
@@ -67,6 +66,7 @@ func (u *Uplink) session(ctx context.Context, src Source) *Error {
 	}
 	s := &session{u: u, src: src, link: l, began: time.Now(), metaSent: map[string]bool{}}
 	s.order = newOrder(u, src)
+	s.scout = newScout(u, l)
 	s.budget.reset()
 	s.progress = s.began
 	for _, f := range u.speaker.filters() {
@@ -78,33 +78,35 @@ func (u *Uplink) session(ctx context.Context, src Source) *Error {
 		default:
 			l.end(false)
 			u.thrown = 0
-			return explain(atSession, s.whyLost(err), u.situation())
+			return explain(atSession, s.whyLost(err), u.situation(l.wire.broker))
 		}
 	}
 	u.poison.passed = false
 	u.count(func(st *Stats) { st.Sessions++ })
 	u.setState(StateOnline, nil)
 	u.setCurrent(l)
-	u.log.Info("uplink connected")
+	u.log.Info("uplink connected", "uplink", l.wire.broker.String())
 	cause := s.run(ctx)
 	u.setCurrent(nil)
-	if cause == nil { // ctx ended
+	s.scout.end()
+	better := cause == errBetter
+	if cause == nil || better { // ctx ended, or there is a better connection
 		cause = s.leave()
 		l.end(cause == nil)
 	} else {
 		l.end(false)
 	}
 	s.settle(cause)
-	if cause == nil {
+	if cause == nil || better {
 		return nil
 	}
 	if u.thrown >= 3 {
-		return &Error{Code: "client-id-taken", Msg: u.broker.String() + " throws us out again and again",
+		return &Error{Code: "client-id-taken", Msg: l.wire.broker.String() + " throws us out again and again",
 			Seen:   "the broker closes the connection within a minute while nothing is under way",
 			Likely: "another gateway or tool uses the client id " + u.clientID(),
 			Try:    "look for a second device with this id; give each its own gateway.id", Err: cause}
 	}
-	return explain(atSession, cause, u.situation())
+	return explain(atSession, cause, u.situation(l.wire.broker))
 }
 
 func (u *Uplink) setCurrent(l *link) {
@@ -114,7 +116,7 @@ func (u *Uplink) setCurrent(l *link) {
 }
 
 // run sends and takes acknowledgements until the connection is lost, which
-// is an error, or ctx ends, which is nil.
+// is an error, ctx ends, which is nil, or there is a better one: errBetter.
 func (s *session) run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -125,6 +127,7 @@ func (s *session) run(ctx context.Context) error {
 		if err := s.fill(ctx); err != nil {
 			return err
 		}
+		s.scout.turn(ctx)
 		timer.Reset(time.Until(s.wake()))
 		select {
 		case <-ctx.Done():
@@ -138,6 +141,10 @@ func (s *session) run(ctx context.Context) error {
 		case m := <-s.link.in:
 			if err := s.u.speaker.heard(s, m); err != nil {
 				return err
+			}
+		case err := <-s.scout.back:
+			if s.scout.returned(err) {
+				return errBetter
 			}
 		case <-s.src.Changed():
 		case <-timer.C:
@@ -179,6 +186,7 @@ func (s *session) wake() time.Time {
 		}
 	}
 	earlier(s.deadline())
+	earlier(s.scout.wake())
 	if s.busy() {
 		return at
 	}
@@ -415,121 +423,6 @@ func (s *session) say(out []message, err error) error {
 func (s *session) describe(c *telemetry.Catalog, present bool) error {
 	s.metaSent[c.Hash()] = true
 	return s.say(s.u.speaker.describe(s, c, present))
-}
-
-// next sends the next batch or tombstone. false: there is none, or not now.
-func (s *session) next() (bool, error) {
-	loss, item, history, ok, err := s.order.pick(s.window, s.limit())
-	if err != nil {
-		s.u.log.Warn("the buffer cannot be read", "error", err)
-		s.retryAt = time.Now().Add(s.u.tune.retry)
-		return false, nil
-	}
-	if !ok {
-		return false, nil
-	}
-	if loss != nil {
-		s.order.told[*loss] = true
-		return true, s.tombstone(loss)
-	}
-	return true, s.batchOut(item, history)
-}
-
-func (s *session) envelope(lane string, seq uint64) *payload.Envelope {
-	e := &s.u.env
-	return &payload.Envelope{Gateway: e.Gateway, Epoch: e.Epoch, Lane: lane, Seq: seq,
-		Lo: lowest(s.src, lane), Boot: e.Boot, Sent: time.Now().UnixMilli()}
-}
-
-func (s *session) tombstone(l *Loss) error {
-	var err error
-	if s.said, err = s.u.speaker.loss(s.said[:0], s, l); err != nil {
-		s.u.log.Error("a loss cannot be told", "error", err)
-		return nil
-	}
-	if len(s.said) == 0 {
-		return s.src.AckLoss(*l)
-	}
-	return s.post(flight{loss: l, counts: true})
-}
-
-// post sends what the speaker said; the acknowledgement of the last message
-// is that of the flight.
-func (s *session) post(f flight) error {
-	last := len(s.said) - 1
-	if last == 0 {
-		return s.send(s.said[0], f)
-	}
-	for i, m := range s.said {
-		out := outgoing{message: m}
-		if i == last {
-			out.flight = f
-		}
-		s.queue = append(s.queue, out)
-	}
-	return nil
-}
-
-// batchOut encodes and sends one batch. A batch that cannot be read is set
-// aside: the tombstone says so, and the lane goes on.
-func (s *session) batchOut(item Item, history bool) error {
-	u, k := s.u, key{item.Lane, item.Seq}
-	if err := telemetry.DecodeBatch(item.Bytes, &s.batch); err != nil {
-		u.log.Error("batch is damaged", "lane", k.lane, "seq", k.seq, "error", err)
-		u.setAside(s.src, k, "corrupt")
-		return nil
-	}
-	c := u.env.Catalog
-	if s.batch.Catalog != c.Hash() {
-		var err error
-		if c, err = s.src.Catalog(s.batch.Catalog); err != nil || c == nil {
-			s.unreadable(k, s.batch.Catalog, err)
-			return nil
-		}
-		if !s.metaSent[s.batch.Catalog] {
-			// The order resumes with this very batch after the description.
-			s.order.putBack(item, history)
-			return s.describe(c, false)
-		}
-	}
-	delete(u.unread, k)
-	var err error
-	if s.said, err = u.speaker.batch(s.said[:0], s, item, c, history); err != nil {
-		u.log.Error("batch cannot be written", "lane", k.lane, "seq", k.seq, "error", err)
-		u.setAside(s.src, k, "corrupt")
-		return nil
-	}
-	size := 0
-	for i := range s.said {
-		size += len(s.said[i].body)
-	}
-	item.Bytes = nil
-	if size == 0 {
-		s.src.Ack(item.Lane, item.Seq)
-		return nil
-	}
-	s.order.flying[k] = true
-	s.order.sent(size, history && item.Lane == laneData)
-	if u.unacked[k] {
-		u.count(func(st *Stats) { st.Repeats++ })
-	}
-	return s.post(flight{item: item, counts: true})
-}
-
-// unreadable postpones a batch whose catalog cannot be had: it may be a
-// passing error of the disk. After three attempts the batch is set aside.
-func (s *session) unreadable(k key, hash string, err error) {
-	if err == nil {
-		err = errors.New("not known")
-	}
-	s.u.unread[k]++
-	s.u.log.Warn("the catalog of a batch cannot be read", "lane", k.lane, "seq", k.seq, "catalog", hash, "error", err)
-	if s.u.unread[k] < 3 {
-		s.retryAt = time.Now().Add(s.u.tune.retry)
-		return
-	}
-	delete(s.u.unread, k)
-	s.u.setAside(s.src, k, "corrupt")
 }
 
 // send hands a message over and puts it at the end of the flights.

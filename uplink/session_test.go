@@ -549,8 +549,8 @@ func TestDelay(t *testing.T) {
 			d := u.delay(attempt)
 			low, high = min(low, d), max(high, d)
 		}
-		if high > most || high < most*9/10 || low > most/10 || low <= 0 {
-			t.Errorf("attempt %d: from %s to %s, want 0 to %s", attempt, low, high, most)
+		if high > most || high < most*9/10 || low > most*6/10 || low < most/2 {
+			t.Errorf("attempt %d: from %s to %s, want %s to %s", attempt, low, high, most/2, most)
 		}
 	}
 }

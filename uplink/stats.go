@@ -14,7 +14,7 @@ const (
 type Stats struct {
 	State  string
 	Since  time.Time // of the state; away and connecting are one
-	Broker string    // mqtts://host:port
+	Broker string    // mqtts://host:port: the one in use, or tried
 	// Insecure tells that everything travels unencrypted to another machine.
 	Insecure bool
 
@@ -34,7 +34,8 @@ type Stats struct {
 	Deaf     *Error // the broker refused to let us listen, nil when it did not
 	Err      *Error // the last one, nil while none; it stays after recovery
 	ErrAt    time.Time
-	CertDays int // days left of the client certificate, -1 without one
+	CertDays int    // days left of the client certificate, -1 without one
+	Cert     string // SHA-256 of the client certificate that the broker accepted last, "" while none
 	// CertWarning says why a new certificate on disk is not used, "" when all is well.
 	CertWarning string
 }
@@ -44,14 +45,17 @@ func (u *Uplink) Stats() Stats {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	s := u.stats
-	s.Broker = u.broker.String()
-	s.Insecure = !u.broker.secure && !u.broker.loopback()
+	b := u.broker()
+	s.Broker, s.Insecure = b.String(), b.open()
 	s.BytesIn, s.BytesOut = u.meter.in.Load(), u.meter.out.Load()
 	s.CertDays = -1
 	u.id.mu.Lock()
 	defer u.id.mu.Unlock()
-	if u.id.pair != nil {
-		s.CertDays = int(time.Until(u.id.pair.Leaf.NotAfter).Hours() / 24)
+	if l := u.id.last; l != nil && l.pair != nil {
+		s.CertDays = int(l.info.NotAfter.Sub(u.now()).Hours() / 24)
+	}
+	if l := u.id.good; l != nil && l.pair != nil {
+		s.Cert = fingerprint(l.pair.Leaf)
 	}
 	return s
 }

@@ -51,7 +51,7 @@ const stepLimit = 10 * time.Second
 // TCP and TLS are tried afresh, and the MQTT steps go through the running
 // connection: a second one with the same client id would throw it out.
 func (u *Uplink) Test(ctx context.Context) []Step {
-	t := &tester{u: u}
+	t := &tester{u: u, b: u.broker()}
 	for _, name := range []string{"config", "clock", "dns", "tcp", "tls", "client cert", "connect", "publish", "echo"} {
 		t.steps = append(t.steps, Step{Name: name, State: StepNot})
 	}
@@ -61,6 +61,7 @@ func (u *Uplink) Test(ctx context.Context) []Step {
 
 type tester struct {
 	u     *Uplink
+	b     broker
 	steps []Step
 	began time.Time
 }
@@ -81,33 +82,34 @@ func (t *tester) fail(step int, err *Error) {
 
 func (t *tester) run(ctx context.Context) {
 	u := t.u
-	t.done(stepConfig, StepOK, "%s, client id %s", u.broker, u.clientID())
+	t.done(stepConfig, StepOK, "%s, client id %s", t.b, u.clientID())
 	t.clock()
 	t.start()
 	addresses, err := t.lookup(ctx)
 	if err != nil {
-		t.fail(stepDNS, explain(atDNS, err, u.situation()))
+		t.fail(stepDNS, explain(atDNS, err, u.situation(t.b)))
 		return
 	}
 	t.done(stepDNS, StepOK, "%s (%d address%s)", addresses[0], len(addresses), map[bool]string{true: "es"}[len(addresses) > 1])
 
 	t.start()
-	raw, err := openTCP(ctx, u.broker.addr(), min(stepLimit, u.tune.connect), u.tune.write, &u.meter)
-	if err != nil {
-		s := u.situation()
-		s.timeout = min(stepLimit, u.tune.connect)
-		t.fail(stepTCP, explain(tcpStage(err), err, s))
+	raw, problem := u.tcp(ctx, t.b, min(stepLimit, u.tune.connect))
+	if problem != nil {
+		t.fail(stepTCP, problem)
 		return
 	}
 	defer raw.Close()
-	t.done(stepTCP, StepOK, "%s", raw.RemoteAddr())
-	var w *wire
-	if u.broker.secure {
-		if w = t.tls(ctx, raw); w == nil {
+	through := ""
+	if u.proxy.host != "" {
+		through = " through the proxy"
+	}
+	t.done(stepTCP, StepOK, "%s%s", raw.RemoteAddr(), through)
+	var c net.Conn = raw
+	if t.b.secure {
+		if c = t.tls(ctx, raw); c == nil {
 			return
 		}
 	} else {
-		w = newWire(raw, raw)
 		t.plain()
 	}
 
@@ -118,8 +120,11 @@ func (t *tester) run(ctx context.Context) {
 	if l != nil {
 		t.done(stepConnect, StepOK, "through the running agent's connection")
 	} else {
-		var failed *Error
-		if l, failed = u.connect(ctx, w, false); failed != nil {
+		w, failed := u.wrap(ctx, t.b, c, raw)
+		if failed == nil {
+			l, failed = u.connect(ctx, w, false)
+		}
+		if failed != nil {
 			switch failed.Code {
 			case "client-cert-required", "client-cert-expired", "client-cert-unknown-ca", "client-cert-revoked", "client-cert":
 				// In TLS 1.3 the broker judges our certificate after the handshake.
@@ -148,17 +153,21 @@ func (t *tester) clock() {
 }
 
 func (t *tester) lookup(ctx context.Context) ([]string, error) {
-	if ip := net.ParseIP(t.u.broker.host); ip != nil {
+	host := t.b.host
+	if t.u.proxy.host != "" {
+		host = t.u.proxy.host // the proxy resolves the broker's name
+	}
+	if ip := net.ParseIP(host); ip != nil {
 		return []string{ip.String()}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, stepLimit)
 	defer cancel()
-	return net.DefaultResolver.LookupHost(ctx, t.u.broker.host)
+	return net.DefaultResolver.LookupHost(ctx, host)
 }
 
 func (t *tester) plain() {
 	state, word := StepOK, "not used: loopback"
-	if !t.u.broker.loopback() {
+	if !t.b.loopback() {
 		state, word = StepWarn, "not used: everything travels unencrypted (insecure: plain-text)"
 	}
 	t.done(stepTLS, state, "%s", word)
@@ -166,18 +175,27 @@ func (t *tester) plain() {
 }
 
 // tls makes the handshake and judges both certificates. nil: one failed.
-func (t *tester) tls(ctx context.Context, raw *rawConn) *wire {
+func (t *tester) tls(ctx context.Context, raw *rawConn) net.Conn {
 	u := t.u
 	files, fileErr := u.loadFiles()
 	var bad *Error
-	if errors.As(fileErr, &bad) && bad.Code == "ca-file" {
+	if errors.As(fileErr, &bad) && (bad.Code == "ca-file" || bad.Code == "crl") {
 		t.fail(stepTLS, bad)
 		return nil
 	}
-	c := files.config(&u.opts, u.broker, u.now)
+	c := files.config(&u.opts, t.b, u.now)
 	c.ClientSessionCache = nil // a whole handshake, not a resumed one
 	var server *tls.ConnectionState
-	c.VerifyConnection = func(s tls.ConnectionState) error { server = &s; return nil }
+	verify := c.VerifyConnection
+	c.VerifyConnection = func(s tls.ConnectionState) error {
+		if verify != nil {
+			if err := verify(s); err != nil {
+				return err
+			}
+		}
+		server = &s
+		return nil
+	}
 	t.start()
 	conn, err := openTLS(ctx, raw, c, min(stepLimit, u.tune.connect))
 	if server != nil {
@@ -186,12 +204,12 @@ func (t *tester) tls(ctx context.Context, raw *rawConn) *wire {
 	}
 	switch {
 	case server == nil:
-		t.fail(stepTLS, explain(atTLS, err, u.situation()))
+		t.fail(stepTLS, explain(atTLS, err, u.situation(t.b)))
 		return nil
 	case bad != nil: // our files are at fault, whatever the broker says
 		t.fail(stepCert, bad)
 	case err != nil:
-		t.fail(stepCert, explain(atTLS, err, u.situation()))
+		t.fail(stepCert, explain(atTLS, err, u.situation(t.b)))
 		return nil
 	case files.pair == nil:
 		t.done(stepCert, StepOK, "none configured")
@@ -208,7 +226,7 @@ func (t *tester) tls(ctx context.Context, raw *rawConn) *wire {
 		}
 		return nil
 	}
-	return newWire(conn, raw)
+	return conn
 }
 
 func days(t time.Time) int { return int(time.Until(t).Hours() / 24) }
@@ -300,5 +318,5 @@ func (t *tester) explain(l *link, token mqtt.Token) *Error {
 	if err == nil {
 		err = errStalled
 	}
-	return explain(atSession, err, t.u.situation())
+	return explain(atSession, err, t.u.situation(t.b))
 }

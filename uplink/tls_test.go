@@ -207,7 +207,7 @@ func TestClockAtBirth(t *testing.T) {
 	u := start(t, up, newStore(t))
 	eventually(t, 5*time.Second, "refused", func() bool { e := u.Stats().Err; return e != nil && e.Code == "tls-expired" })
 	u.stop()
-	if conf := l.config(&up.opts, up.broker, up.now); conf.MinVersion != tls.VersionTLS12 || conf.Time == nil {
+	if conf := l.config(&up.opts, up.broker(), up.now); conf.MinVersion != tls.VersionTLS12 || conf.Time == nil {
 		t.Error("TLS settings")
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tidegate/internal/clock"
@@ -94,7 +95,9 @@ type Env struct {
 type Uplink struct {
 	opts    Options
 	env     Env
-	broker  broker
+	brokers []broker     // the one of url, then those that stand in
+	at      atomic.Int32 // which one is in use, or tried
+	proxy   broker       // without a host: none
 	id      identity
 	speaker speaker
 	log     *slog.Logger
@@ -130,12 +133,27 @@ type tuning struct {
 	status     time.Duration // period of the status message
 	meta       time.Duration // period of the metadata message
 	retry      time.Duration // after an error of the Source
+	spread     time.Duration // over this, those come back whom the broker closed on after a long session
+	look       time.Duration // between two looks at the certificate files
+	verdict    time.Duration // for a broker's word on our certificate after the handshake
+	home       time.Duration // between two attempts to reach the first broker from another one
 }
 
 func defaultTuning() tuning {
 	return tuning{connect: 30 * time.Second, write: 30 * time.Second, ack: 30 * time.Second,
 		grace: 5 * time.Second, backoff: time.Second, backoffMax: 5 * time.Minute, stable: time.Minute,
-		status: time.Minute, meta: 24 * time.Hour, retry: time.Second}
+		status: time.Minute, meta: 24 * time.Hour, retry: time.Second,
+		spread: time.Minute, look: 2 * time.Second, verdict: time.Second, home: 10 * time.Minute}
+}
+
+// tuning is the default one as far as the keep-alive allows: a link that is
+// back is used within two keep-alives, as a dead one is noticed within two.
+func (u *Uplink) tuning() tuning {
+	t, twice := defaultTuning(), 2*u.opts.Keepalive
+	t.backoffMax = min(t.backoffMax, twice)
+	t.spread = min(t.spread, twice)
+	t.connect = min(t.connect, max(twice, 10*time.Second))
+	return t
 }
 
 // New checks the options and returns an Uplink that has done nothing yet: no
@@ -164,15 +182,21 @@ func New(o Options, env Env) (*Uplink, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := parseURL(o.URL)
-	if err != nil {
-		return nil, err
+	u := &Uplink{opts: o, env: env,
+		log: env.Logger, unacked: map[key]bool{}, unread: map[key]int{}}
+	for _, s := range append([]string{o.URL}, o.Fallback...) {
+		b, err := parseURL(s)
+		if err != nil {
+			return nil, err
+		}
+		u.brokers = append(u.brokers, b)
 	}
-	u := &Uplink{opts: o, env: env, broker: b, tune: defaultTuning(),
-		log: env.Logger.With("uplink", b.String()), unacked: map[key]bool{}, unread: map[key]int{}}
-	// A link that is back is used within two keep-alives, as a dead one is noticed within two.
-	u.tune.backoffMax = min(u.tune.backoffMax, 2*o.Keepalive)
-	u.tune.connect = min(u.tune.connect, max(2*o.Keepalive, 10*time.Second))
+	if o.Proxy != "" {
+		if u.proxy, err = parseProxy(o.Proxy); err != nil {
+			return nil, err
+		}
+	}
+	u.tune = u.tuning()
 	u.id.opts = &u.opts
 	u.speaker = &envelopes{u: u, dialect: d}
 	u.stats.State = StateAway
@@ -187,24 +211,37 @@ func (u *Uplink) Run(ctx context.Context, src Source) error {
 	attempt := 0
 	told := "" // code of the trouble that was logged last
 	for {
-		began := time.Now()
+		began, tried := time.Now(), u.broker()
 		err := u.session(ctx, src)
 		if ctx.Err() != nil {
 			u.setState(StateStopped, nil)
 			return nil
 		}
-		if time.Since(began) >= u.tune.stable {
+		if err == nil { // left for a better connection
+			attempt = 0
+			continue
+		}
+		stable := time.Since(began) >= u.tune.stable
+		if stable {
 			attempt = 0
 		}
 		delay := u.delay(attempt)
 		attempt++
+		switch {
+		case !stable:
+			u.at.Store((u.at.Load() + 1) % int32(len(u.brokers)))
+		case err.Code == "closed":
+			// It closed on everybody, most likely: whoever comes back at
+			// once meets all the others.
+			delay = rand.N(max(u.tune.spread, 1))
+		}
 		u.setState(StateAway, err)
 		// The same trouble again is no news.
 		level := slog.LevelDebug
 		if attempt == 1 || err.Code != told {
 			level, told = slog.LevelWarn, err.Code
 		}
-		u.log.Log(ctx, level, "the uplink is away", "code", err.Code, "error", err.Error(), "retry", delay.Round(time.Millisecond))
+		u.log.Log(ctx, level, "the uplink is away", "uplink", tried.String(), "code", err.Code, "error", err.Error(), "retry", delay.Round(time.Millisecond))
 		t := time.NewTimer(delay)
 		select {
 		case <-ctx.Done():
@@ -216,8 +253,8 @@ func (u *Uplink) Run(ctx context.Context, src Source) error {
 	}
 }
 
-// delay is the wait before the next attempt: full jitter over a doubling
-// limit. While the blame for a lost connection lies with one batch, and
+// delay is the wait before the next attempt: at random from the upper half of
+// a doubling limit. While the blame for a lost connection lies with one batch, and
 // others do get through, the limit stays low.
 func (u *Uplink) delay(attempt int) time.Duration {
 	limit := u.tune.backoffMax
@@ -227,7 +264,7 @@ func (u *Uplink) delay(attempt int) time.Duration {
 	if u.poison.proven {
 		limit = min(limit, 10*u.tune.backoff)
 	}
-	return time.Duration(rand.Int64N(int64(limit)) + 1)
+	return limit/2 + rand.N(limit/2+1)
 }
 
 // now is the time against which certificates are checked: never earlier
@@ -242,14 +279,17 @@ func (u *Uplink) now() time.Time {
 	return t
 }
 
-// situation collects what the explanation of an error needs.
-func (u *Uplink) situation() situation {
+// broker is the one in use, or tried.
+func (u *Uplink) broker() broker { return u.brokers[u.at.Load()] }
+
+// situation collects what the explanation of an error with a broker needs.
+func (u *Uplink) situation(b broker) situation {
 	ca, cert, _ := u.opts.files()
 	folder := ""
 	if _, err := os.Stat(cert); errors.Is(err, fs.ErrNotExist) {
 		cert, folder = "", u.opts.Identity // an identity folder need not have one
 	}
-	return situation{broker: u.broker, ca: ca, cert: cert, folder: folder, now: u.now(), wall: time.Now(),
+	return situation{broker: b, ca: ca, cert: cert, folder: folder, now: u.now(), wall: time.Now(),
 		synced: u.env.Clock.Synced(), timeout: u.tune.connect}
 }
 

@@ -30,6 +30,7 @@ var floors = map[string]int{
 // doors are the rooms where a foreign module may enter.
 var doors = map[string][]string{
 	"github.com/eclipse/paho.mqtt.golang": {"uplink", "internal/sim"},
+	"github.com/gorilla/websocket":        {"uplink"},
 	"github.com/goburrow/modbus":          {"driver"},
 	"go.bug.st/serial":                    {"driver"},
 	"go.etcd.io/bbolt":                    {"buffer"},

@@ -55,6 +55,8 @@ type ScriptOptions struct {
 	SessionPresent bool
 	// Refuse is the return code of every CONNACK; 0 accepts.
 	Refuse byte
+	// Judge chooses the return code of each CONNACK; nil is Refuse.
+	Judge func(Hello) byte
 	// Silent never answers a CONNECT.
 	Silent bool
 	// Greeting is sent as it is after each CONNACK.
@@ -191,8 +193,9 @@ func (s *Script) serve(c net.Conn) {
 	if !ok {
 		return
 	}
+	said := Hello{hello.ClientIdentifier, hello.Username, hello.CleanSession, hello.ProtocolVersion}
 	s.mu.Lock()
-	s.hellos = append(s.hellos, Hello{hello.ClientIdentifier, hello.Username, hello.CleanSession, hello.ProtocolVersion})
+	s.hellos = append(s.hellos, said)
 	s.mu.Unlock()
 	if s.opts.Silent {
 		io.Copy(io.Discard, c)
@@ -200,8 +203,11 @@ func (s *Script) serve(c net.Conn) {
 	}
 	ack := packets.NewControlPacket(packets.Connack).(*packets.ConnackPacket)
 	ack.ReturnCode = s.opts.Refuse
-	ack.SessionPresent = s.opts.SessionPresent && s.opts.Refuse == 0
-	if ack.Write(c) != nil || s.opts.Refuse != 0 {
+	if s.opts.Judge != nil {
+		ack.ReturnCode = s.opts.Judge(said)
+	}
+	ack.SessionPresent = s.opts.SessionPresent && ack.ReturnCode == 0
+	if ack.Write(c) != nil || ack.ReturnCode != 0 {
 		return
 	}
 	s.mu.Lock()
