@@ -221,9 +221,9 @@ func (p *parser) units(b *driver.Options, path string, at end) {
 		d := &b.Devices[k]
 		key := path + ".devices." + d.Name + ".unit"
 		given := p.doc.Has(key)
-		if listens {
+		if listens && !(d.Map != nil && d.Map.Addressed()) {
 			if given {
-				p.doc.Report(key, document.CodeValue, "unit: a device that talks by itself has no unit", "remove it")
+				p.doc.Report(key, document.CodeValue, "unit: this device has no unit address", "remove it")
 			}
 			continue
 		}
@@ -233,15 +233,17 @@ func (p *parser) units(b *driver.Options, path string, at end) {
 		if !given && d.Map != nil {
 			d.Unit = d.Map.Unit
 		}
+		own := d.Map != nil && d.Unit == d.Map.Unit // some devices answer to 254 or 255 whatever they are set to
 		switch {
 		case !given && d.Unit == 0:
 			p.doc.Report(key, document.CodeMissing, fmt.Sprintf(`"unit" is missing in %s.devices.%s`, path, d.Name),
 				"write the address that is set in the device, 1 to 247")
 			continue
-		case network && d.Unit > 247 && d.Unit != 255:
+		case listens:
+		case network && (d.Unit > 255 || d.Unit > 247 && d.Unit != 255 && !own):
 			p.doc.Report(key, document.CodeValue, fmt.Sprintf("unit: %d is reserved", d.Unit), "expected 1 to 247; 255 or 0 for the endpoint itself")
 			continue
-		case !network && (d.Unit < 1 || d.Unit > 247):
+		case !network && (d.Unit < 1 || d.Unit > 247 && !own):
 			p.doc.Report(key, document.CodeValue, fmt.Sprintf("unit: %d is outside 1 to 247", d.Unit), "0 is for broadcasts, and from 248 on all is reserved")
 			continue
 		}

@@ -1,7 +1,6 @@
 package driver
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -67,6 +66,7 @@ func (l *Line) restart() {
 	for _, d := range l.devices {
 		if d.talker != nil {
 			d.talker.scan.Reset()
+			d.talker.kept = time.Time{}
 		}
 	}
 	for _, j := range l.jobs {
@@ -307,99 +307,5 @@ func (c *call) setMode(m lineMode) error {
 	}
 	c.changed = m != c.line.mode
 	c.line.wire.char = m.char()
-	return nil
-}
-
-// askThenRead is the dialogue that a profile describes with talk.
-type askThenRead struct {
-	dev    *device
-	talk   *profile.Talk
-	scan   *profile.Scanner
-	inited bool
-}
-
-func newAskThenRead(d *device) (*askThenRead, error) {
-	return &askThenRead{dev: d, talk: d.opt.Map.Talk, scan: d.opt.Map.NewScanner()}, nil
-}
-
-func (a *askThenRead) reset() { a.inited = false }
-
-func (a *askThenRead) poll(c *call) (time.Duration, error) {
-	if !a.inited {
-		for i := range a.talk.Init {
-			if err := a.send(c, &a.talk.Init[i], 0); err != nil {
-				return 0, err
-			}
-		}
-		a.inited = true
-	}
-	for i := range a.talk.Ask {
-		if err := a.send(c, &a.talk.Ask[i], 1); err != nil {
-			return 0, err
-		}
-	}
-	return 0, nil
-}
-
-// send sends one message and reads the frames that answer it.
-func (a *askThenRead) send(c *call, s *profile.Send, frames int) error {
-	msg, err := s.Message(a.dev.opt.unit())
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrRequest, err)
-	}
-	if s.Frames != nil {
-		frames = *s.Frames
-	}
-	if err := c.write(msg); err != nil {
-		return err
-	}
-	if err := a.await(c, msg, frames); err != nil || s.Wait == 0 {
-		return err
-	}
-	return c.pause(s.Wait)
-}
-
-// await reads until frames good frames have come.
-func (a *askThenRead) await(c *call, msg []byte, frames int) error {
-	a.scan.Begin()
-	before, got, bad, echoed := c.bytes, 0, a.scan.Bad(), false
-	until := time.Now().Add(c.timeout() + c.char()*time.Duration(len(msg)))
-	take := func(raw []byte) {
-		if bytes.Equal(raw, bytes.TrimRight(msg, "\r\n")) || bytes.Equal(raw, msg) {
-			c.line.wire.count.Echoes++
-			echoed = true
-			return
-		}
-		if got++; got <= frames {
-			c.emit(func(base uint32, dst []telemetry.Reading) []telemetry.Reading {
-				return a.dev.opt.Map.DecodeFrame(raw, base, dst)
-			})
-		}
-	}
-	for got < frames {
-		b, err := c.read(until)
-		begun := a.scan.Begun()
-		if errors.Is(err, ErrTimeout) && begun {
-			a.scan.Flush(take) // what began was no frame; behind it may be one
-			if got >= frames {
-				return nil
-			}
-		}
-		switch {
-		case errors.Is(err, ErrTimeout) && echoed && c.bytes-before == len(msg):
-			return ErrEcho
-		case errors.Is(err, ErrTimeout) && a.scan.Bad() > bad:
-			c.line.wire.count.CRC += a.scan.Bad() - bad
-			return ErrCRC
-		case errors.Is(err, ErrTimeout) && c.bytes > before && (!c.line.talkers || begun):
-			return ErrShort
-		case err != nil:
-			return err
-		}
-		a.scan.Feed(b, take)
-		if min := time.Now().Add(c.timeout()); got > 0 && until.Before(min) {
-			until = min // each frame has its own time
-		}
-	}
 	return nil
 }

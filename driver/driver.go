@@ -61,7 +61,7 @@ type Options struct {
 type Device struct {
 	Name    string          `yaml:"-"`
 	Profile string          `yaml:"profile" doc:"Name of the device profile; tidegate profile list shows them."`
-	Unit    int             `yaml:"unit" min:"0" max:"255" doc:"Modbus unit address, 1 to 247 (0 to 255 on TCP); default: the profile's."`
+	Unit    int             `yaml:"unit" min:"0" max:"65535" doc:"Unit address: for Modbus 1 to 247 (0 to 255 on TCP), for serial devices that have one what is set in them; default: the profile's."`
 	Every   time.Duration   `yaml:"every" doc:"Period of polling; default: the profile's, else 10s."`
 	Timeout time.Duration   `yaml:"timeout" doc:"How long this device may take to answer, if not as the line says."`
 	Points  []profile.Point `yaml:"points,keyed" doc:"Points of a device without a profile."`
@@ -187,10 +187,17 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 				report(path, "a device that talks by itself cannot be on a Modbus line", "give it a bus of its own with connect: serial:///dev/...")
 			}
 		}
-		if err != nil || e.kind == kindListen || e.kind == kindTCP {
+		if err != nil || e.kind == kindListen {
 			continue
 		}
-		if u := d.unit(); u == 0 && (d.Map != nil || d.Profile == "") || u > 247 {
+		u, own := d.unit(), d.Map != nil && d.unit() == d.Map.Unit && d.unit() <= 255
+		if e.kind == kindTCP {
+			if u > 255 {
+				report(path+".unit", fmt.Sprintf("unit %d is outside 0..255", u), "")
+			}
+			continue
+		}
+		if u == 0 && (d.Map != nil || d.Profile == "") || u > 247 && !own {
 			report(path+".unit", fmt.Sprintf("unit %d is outside 1..247", u), "0 is the broadcast address, which no device answers")
 		}
 	}

@@ -198,6 +198,7 @@ func (l *Line) Run(ctx context.Context, emit func(*telemetry.Group)) error {
 	l.mu.Unlock()
 	defer func() {
 		l.own <- struct{}{}
+		l.farewell()
 		l.hangUp(nil)
 		<-l.own
 		l.mu.Lock()
@@ -446,6 +447,7 @@ func (l *Line) Close() error {
 	l.mu.Unlock()
 	l.own <- struct{}{}
 	defer func() { <-l.own }()
+	l.farewell()
 	l.hangUp(nil)
 	return nil
 }

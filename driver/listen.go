@@ -23,6 +23,9 @@ type talker struct {
 	told    time.Time // when a failure was last emitted
 	bad     uint64    // damaged frames already accounted for
 	frame   []telemetry.Reading
+	started time.Time // when init was sent last
+	kept    time.Time // when init or keep was sent last; zero on a fresh line
+	thinned time.Time // when a frame was told last
 }
 
 func newTalker(d *device, now time.Time) *talker {
@@ -49,6 +52,9 @@ func (l *Line) listen(ctx context.Context, emit func(*telemetry.Group)) time.Tim
 		now = time.Now()
 	}
 	until := now.Add(listenSlice)
+	if at := l.prompt(ctx, now); at.Before(until) {
+		until = at
+	}
 	if j, at := l.pick(now); j != nil && !at.After(now) {
 		l.serve(ctx, j, now, emit)
 		now = time.Now()
@@ -124,10 +130,20 @@ func (l *Line) feed(d *device, b []byte, now time.Time, emit func(*telemetry.Gro
 			}
 		}()
 		take := func(raw []byte) {
+			if d.foreign(raw) {
+				l.wire.count.Stray++
+				return
+			}
 			t.frame = d.opt.Map.DecodeFrame(raw, d.opt.Base, t.frame[:0])
 			l.wire.count.Answers++
 			t.heard, t.quality, t.told = now, telemetry.Good, time.Time{}
 			l.account(d, nil, false, 0, 0)
+			if thin := d.opt.Map.Frames.Thin; thin > 0 {
+				if now.Sub(t.thinned) < thin {
+					return
+				}
+				t.thinned = now
+			}
 			l.tell(d, t.frame, emit)
 		}
 		if t.scan.Feed(b, take); b == nil {

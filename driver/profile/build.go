@@ -59,7 +59,7 @@ func (p *Profile) build(r report) {
 	case p.Transport != "serial":
 		r("talk", "talk is for serial devices", "remove talk, or write transport: serial")
 	default:
-		p.Talk.build(sub(r, "talk"))
+		p.buildTalk(sub(r, "talk"))
 	}
 	for i := range p.Forbidden {
 		p.Forbidden[i].check(sub(r, "forbidden["+strconv.Itoa(i)+"]"))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"time"
 )
 
 // Frames says how the bytes of a serial device are cut into frames.
@@ -33,7 +34,10 @@ type Frames struct {
 	Pairs    string   `yaml:"pairs" doc:"Text: the character between key and value, for points with key; = if not given."`
 	Patterns []string `yaml:"patterns" doc:"Text: regular expressions with named groups, for points with group; the first that fits counts."`
 	Records  *Records `yaml:"records" doc:"The frame holds a number of records of one form."`
+	Unit     *Many    `yaml:"unit" doc:"Where the unit address of the device stands; frames of others are not taken."`
 	Once     []string `yaml:"once" doc:"Points that name a record, such as its time: a record with the same content is told once."`
+
+	Thin time.Duration `yaml:"thin" doc:"Of frames that come faster, one in this time is told."`
 }
 
 // Count is the length field of a counted frame.
@@ -88,12 +92,13 @@ type rawFrames struct {
 	pairs     byte
 	patterns  []*regexp.Regexp
 	records   *Records
+	unit      *Many
 }
 
 // build checks the frames and prepares them.
 func (f *Frames) build(r report) rawFrames {
 	out := rawFrames{max: f.Max, check: f.Check, head: f.Head, sync: f.Sync, tail: f.Tail, size: f.Size,
-		count: f.Length, set: f.Set, first: f.First, lead: -1}
+		count: f.Length, set: f.Set, first: f.First, unit: f.Unit, lead: -1}
 	if out.max == 0 {
 		out.max = max(defaultMax, f.Size*max(f.Parts, 1))
 	}
@@ -118,6 +123,12 @@ func (f *Frames) build(r report) rawFrames {
 		r("kind", fmt.Sprintf("%q is no kind of frame", f.Kind), "write kind: line, counted, fixed, delimited, sequence or obis")
 	}
 	f.foreign(r)
+	if f.Unit != nil {
+		f.Unit.check(sub(r, "unit"))
+	}
+	if f.Thin != 0 && (f.Thin < 0 || out.line || f.Records != nil) {
+		r("thin", "thin is for binary frames of one kind", "remove it, or set a sampling rule in the configuration")
+	}
 	out.guarded = out.check.bytes() > 0
 	f.buildText(&out, r)
 	f.buildRecords(&out, r)

@@ -150,7 +150,10 @@ func (t *textLine) group(name string) []byte {
 	if k < 0 || t.groups[2*k] < 0 {
 		return nil
 	}
-	return bytes.TrimSpace(t.body[t.groups[2*k]:t.groups[2*k+1]])
+	if text := bytes.TrimSpace(t.body[t.groups[2*k]:t.groups[2*k+1]]); text != nil {
+		return text
+	}
+	return []byte{} // the group is there, and empty
 }
 
 // find returns the text of a source, whether the frame speaks of it, and

@@ -105,7 +105,7 @@ type Point struct {
 
 	ValidBit *int               `yaml:"valid_bit" min:"0" max:"63" doc:"A bit of the number that is set if there is a value."`
 	Fraction int                `yaml:"fraction" min:"0" max:"32" doc:"So many low bits are a fraction that counts away from zero, also below it; the bits above are the signed whole part."`
-	Suffix   map[string]Decimal `yaml:"suffix" doc:"What may stand behind the digits of a text field, and the factor for each: {D: 1, '%': 1}. With any other there is no value."`
+	Suffix   map[string]Decimal `yaml:"suffix" doc:"What may stand behind the digits of a text field, and the factor for each: {D: 1, '%': 1, none: 1}, where none is nothing at all. With any other there is no value."`
 
 	Scale    Decimal          `yaml:"scale" doc:"Factor, exact: 0.1, 1e-3 or 1/256."`
 	Offset   Decimal          `yaml:"offset" doc:"Added after the factor."`

@@ -17,8 +17,8 @@ type Records struct {
 	Empty int   `yaml:"empty" min:"0" max:"4095" doc:"Bytes that follow the head of a block without records."`
 }
 
-// Many is the field that holds the number of records: in the head of its
-// block, or in the frame if there are no blocks.
+// Many is a whole number in a frame: how many records there are (in the head
+// of their block, or in the frame if there are no blocks), or a unit address.
 type Many struct {
 	At     int    `yaml:"at" min:"0" max:"4095" doc:"Offset of the field."`
 	Type   string `yaml:"type" enum:"u8,u16,number,hex" doc:"u8 if not given; number and hex are digits."`
@@ -39,11 +39,19 @@ func (f *Frames) buildRecords(out *rawFrames, r report) {
 		r("records.count", "nothing says how many records a block has", "write count: {at: 2, type: number, length: 2}")
 		return
 	}
-	if m := c.Count; m != nil && (m.Type == "number" || m.Type == "hex") == (m.Length == 0) {
-		r("records.count.length", "digits have a number, bytes have not", "write type: number with length: 2, or type: u8")
+	if c.Count != nil && !c.Count.check(sub(r, "records.count")) {
 		return
 	}
 	out.records = c
+}
+
+// check finds a width where none belongs.
+func (m *Many) check(r report) bool {
+	if (m.Type == "number" || m.Type == "hex") == (m.Length == 0) {
+		r("length", "digits have a number, bytes have not", "write type: number with length: 2, or type: u8")
+		return false
+	}
+	return true
 }
 
 // size returns how many bytes the field takes.

@@ -57,9 +57,6 @@ func (s *Source) buildTelegram(pt *Point, out *textSource, r report) {
 // suffix stands in the place of the known units; none in it is no unit.
 func (c *codec) telegramNumber(s *textSource, unit string) *number {
 	if len(s.ends) > 0 {
-		if unit == "" {
-			unit = "none"
-		}
 		for i := range s.ends {
 			if s.ends[i].text == unit {
 				return s.ends[i].num

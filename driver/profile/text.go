@@ -125,7 +125,11 @@ func (s *Source) build(pt *Point, r report) textSource {
 		return pt.scaledBy(s, f.rat(1))
 	}
 	for _, end := range slices.Sorted(maps.Keys(pt.Suffix)) {
-		out.ends = append(out.ends, textEnd{end, scaledBy(pt.Suffix[end], "suffix."+end)})
+		text := end
+		if end == "none" {
+			text = ""
+		}
+		out.ends = append(out.ends, textEnd{text, scaledBy(pt.Suffix[end], "suffix."+end)})
 	}
 	if s.By == nil {
 		return out
