@@ -18,6 +18,16 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
+// alikeAll are Modbus profiles without a fingerprint, and why they have none.
+var alikeAll = map[string]string{
+	"eastron-sdm72":      "power and energy alone, at the addresses of its siblings",
+	"wellpro-wp8024adam": "contacts and relays alone: any pattern of bits is plausible",
+	"wellpro-wp8026adam": "contacts alone",
+	"wellpro-wp8027adam": "relays alone",
+	"wellpro-wp3066":     "eight temperatures, and no reading is too small for one",
+	"generic-alarm-word": "a pattern to copy, no device",
+}
+
 // TestLibrary runs the examples of all built-in profiles.
 func TestLibrary(t *testing.T) {
 	lib, err := Load()
@@ -46,6 +56,9 @@ func TestLibrary(t *testing.T) {
 		}
 		if info.Transport == "modbus" && len(info.Plan(Limits{})) == 0 {
 			t.Errorf("%s asks for nothing", name)
+		}
+		if why := alikeAll[name]; info.Transport == "modbus" && (len(info.Detect) < 2) != (why != "") {
+			t.Errorf("%s: %d reads to detect it; known as one that cannot be told from others: %q", name, len(info.Detect), why)
 		}
 		src, _ := builtin.ReadFile(info.File)
 		if _, problems := Parse(lib, info.File, src); len(problems) > 0 {
