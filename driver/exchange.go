@@ -30,22 +30,41 @@ func (l *Line) Exchange(ctx context.Context, id uint8, t profile.Table, addr, co
 	fail := func(err error) (Reply, error) {
 		return Reply{}, &Error{Line: l.name, Op: "read", Code: "request", Err: err}
 	}
+	a, err := newAsk(packager(l.at.kind, id), l.at.kind, id, t, addr, count)
+	if err != nil {
+		return fail(err)
+	}
+	var reply Reply
+	err = l.asTechnician(ctx, func() error {
+		reply, err = l.request(ctx, "read", id, a)
+		return err
+	})
+	return reply, err
+}
+
+// asTechnician calls f when no other technician is asking.
+func (l *Line) asTechnician(ctx context.Context, f func() error) error {
+	select {
+	case l.asking <- struct{}{}:
+	case <-ctx.Done():
+		return &Error{Line: l.name, Op: "wait", Code: "request", Err: fmt.Errorf("another technician is asking: %w", ctx.Err())}
+	}
+	defer func() { <-l.asking }()
+	return f()
+}
+
+// request makes one exchange between two polls. The caller is the only
+// technician.
+func (l *Line) request(ctx context.Context, op string, id uint8, a *ask) (Reply, error) {
+	fail := func(err error) (Reply, error) {
+		return Reply{}, &Error{Line: l.name, Op: op, Code: "request", Err: err}
+	}
 	if l.at.kind == kindListen {
 		return fail(fmt.Errorf("%w: the devices of this line talk by themselves", ErrRequest))
 	}
 	if l.at.kind != kindTCP && (id == 0 || id > 247) {
 		return fail(fmt.Errorf("%w: unit %d is outside 1..247", ErrRequest, id))
 	}
-	a, err := newAsk(packager(l.at.kind, id), l.at.kind, id, t, addr, count)
-	if err != nil {
-		return fail(err)
-	}
-	select {
-	case l.asking <- struct{}{}:
-	case <-ctx.Done():
-		return fail(fmt.Errorf("another technician is asking: %w", ctx.Err()))
-	}
-	defer func() { <-l.asking }()
 	for {
 		select {
 		case l.own <- struct{}{}:
@@ -54,12 +73,12 @@ func (l *Line) Exchange(ctx context.Context, id uint8, t profile.Table, addr, co
 		}
 		if l.isClosed() {
 			<-l.own
-			return Reply{}, &Error{Line: l.name, Op: "read", Code: "closed", Err: ErrClosed}
+			return Reply{}, &Error{Line: l.name, Op: op, Code: "closed", Err: ErrClosed}
 		}
 		now := time.Now()
 		ready := l.unit(id).q.ready(a)
 		if !ready.After(now) && !l.techFree.After(now) {
-			reply, err := l.exchange(ctx, id, a)
+			reply, err := l.exchange(ctx, op, id, a)
 			<-l.own
 			return reply, err
 		}
@@ -80,7 +99,7 @@ func (l *Line) Exchange(ctx context.Context, id uint8, t profile.Table, addr, co
 }
 
 // exchange asks at once. The caller owns the line.
-func (l *Line) exchange(ctx context.Context, id uint8, a *ask) (Reply, error) {
+func (l *Line) exchange(ctx context.Context, op string, id uint8, a *ask) (Reply, error) {
 	began := time.Now()
 	u := l.unit(id)
 	timeout, gap := l.timeout, time.Duration(0)
@@ -109,7 +128,9 @@ func (l *Line) exchange(ctx context.Context, id uint8, a *ask) (Reply, error) {
 		if errors.As(err, &e) {
 			return reply, err
 		}
-		return reply, l.diagnose(d, u, a, err)
+		e = l.diagnose(d, u, a, err)
+		e.Op = op
+		return reply, e
 	}
 	return reply, nil
 }

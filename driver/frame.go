@@ -10,11 +10,14 @@ import (
 	"tidegate/driver/profile"
 )
 
-// ask is one read request, encoded once and sent often.
+// ask is one request, encoded once and sent often.
 type ask struct {
 	unit, fc    byte
 	addr, count uint16
-	body        int    // bytes of data that a right answer carries
+	body        int    // bytes of data that a right answer carries; of a write, of its whole PDU
+	echo        []byte // of a write: what the answer repeats of the request; else nil
+	free        bool   // the length of the answer is the device's choice
+	mirror      bool   // the right answer looks just like the request
 	expect      int    // bytes of a right answer on the wire
 	adu         []byte // the request as sent; on TCP wire.do writes the transaction number into it
 }
@@ -37,21 +40,35 @@ func newAsk(pk modbus.Packager, k kind, unit byte, t profile.Table, addr, count 
 	if int(addr)+int(count) > 1<<16 {
 		return nil, fmt.Errorf("%w: addresses %d to %d go past 65535", ErrRequest, addr, int(addr)+int(count)-1)
 	}
-	data := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, addr), count)
+	return a, a.encode(pk, k, words(addr, count), 1+a.body)
+}
+
+// encode makes the bytes of the request; answer is how many bytes the data
+// of the answer's PDU have.
+func (a *ask) encode(pk modbus.Packager, k kind, data []byte, answer int) error {
 	adu, err := pk.Encode(&modbus.ProtocolDataUnit{FunctionCode: a.fc, Data: data})
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrRequest, err)
+		return fmt.Errorf("%w: %w", ErrRequest, err)
 	}
 	a.adu = adu
 	switch k {
 	case kindTCP:
-		a.expect = 9 + a.body
+		a.expect = 8 + answer
 	case kindASCII:
-		a.expect = 11 + 2*a.body
+		a.expect = 9 + 2*answer
 	default:
-		a.expect = 5 + a.body
+		a.expect = 4 + answer
 	}
-	return a, nil
+	return nil
+}
+
+// words appends registers to nothing.
+func words(w ...uint16) []byte {
+	var b []byte
+	for _, x := range w {
+		b = binary.BigEndian.AppendUint16(b, x)
+	}
+	return b
 }
 
 // packager returns the framing of a unit. The handlers of the library are
@@ -160,6 +177,13 @@ func lengthsRTU(b []byte) (lens [2]int, known, more bool) {
 		lens[0] = 10
 	case fc == 23:
 		lens = [2]int{at(2, 5), at(10, 13)}
+	case fc == 43:
+		if n, m := lengthMEI(b); m {
+			more = true
+		} else {
+			lens[0] = n
+		}
+		lens[1] = 7
 	case fc == 24:
 		lens[1] = 6
 		if len(b) >= 4 {
@@ -171,6 +195,28 @@ func lengthsRTU(b []byte) (lens [2]int, known, more bool) {
 		return lens, false, false
 	}
 	return lens, true, more
+}
+
+// lengthMEI returns how long the answer to a read of the identification
+// (function 43, MEI type 14) is that begins with b: its objects say so. It is
+// 0 if b is none; more: that depends on bytes that have not come yet.
+func lengthMEI(b []byte) (n int, more bool) {
+	if len(b) < 8 {
+		return 0, len(b) < 3 || b[2] == 14
+	}
+	if b[2] != 14 {
+		return 0, false
+	}
+	n = 8
+	for range b[7] {
+		if len(b) < n+2 {
+			return 0, true
+		}
+		if n += 2 + int(b[n+1]); n > 254 {
+			return 0, false
+		}
+	}
+	return n + 2, false
 }
 
 func headASCII(pk modbus.Packager, b []byte) (f frame, n int, more bool) {
@@ -246,20 +292,49 @@ func (a *ask) answer(f frame) (data []byte, refused Exception, ok bool) {
 	}
 	d := f.pdu.Data
 	switch {
-	case f.pdu.FunctionCode == a.fc && len(d) == 1+a.body && int(d[0]) == a.body:
-		return d[1:], 0, true
 	case f.pdu.FunctionCode == a.fc|0x80 && len(d) == 1:
 		return nil, Exception(d[0]), true
+	case f.pdu.FunctionCode != a.fc:
+	case a.echo != nil:
+		return d, 0, bytes.Equal(d, a.echo)
+	case a.free && a.fc == 43:
+		return d, 0, len(d) > 1 && d[0] == 14
+	case a.free:
+		return d[min(1, len(d)):], 0, len(d) > 0 && len(d) == 1+int(d[0])
+	default:
+		return d[min(1, len(d)):], 0, len(d) == 1+a.body && int(d[0]) == a.body
 	}
 	return nil, 0, false
+}
+
+// shape returns what tells answers of one function apart: the byte count, or
+// of a write the length.
+func (f frame) shape() int {
+	d := f.pdu.Data
+	switch fc := f.pdu.FunctionCode; {
+	case len(d) == 0:
+		return 0
+	case fc == 5, fc == 6, fc == 15, fc == 16, fc == 22, fc == 43:
+		return len(d)
+	}
+	return int(d[0])
 }
 
 // damage looks for what is left of our answer in bytes that hold no whole
 // frame: full is an answer of the right length whose check fails, part the
 // beginning of one.
 func (a *ask) damage(k kind, b []byte) (full, part bool) {
+	third := byte(a.body)
+	switch {
+	case a.echo != nil:
+		third = a.echo[0]
+	case a.fc == 43:
+		third = 14
+	case a.free:
+		return false, false
+	}
 	if k == kindASCII {
-		want := []byte(fmt.Sprintf(":%02X%02X%02X", a.unit, a.fc, a.body))
+		want := []byte(fmt.Sprintf(":%02X%02X%02X", a.unit, a.fc, third))
 		i := bytes.Index(b, want)
 		if i < 0 {
 			return false, false
@@ -274,7 +349,7 @@ func (a *ask) damage(k kind, b []byte) (full, part bool) {
 			continue
 		}
 		switch {
-		case b[i+1] == a.fc && int(b[i+2]) == a.body:
+		case b[i+1] == a.fc && b[i+2] == third:
 			part = true
 			if len(b)-i >= a.expect {
 				return true, true

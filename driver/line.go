@@ -30,6 +30,7 @@ type Line struct {
 	own    chan struct{} // holds a token while somebody owns the line
 	asking chan struct{} // holds a token while a technician waits or asks
 	done   chan struct{} // closed by Close
+	nudge  chan struct{} // something is due that was not
 
 	// Of the owner alone.
 	wire     wire
@@ -111,7 +112,7 @@ func Open(o Options, env Env) (*Line, error) {
 		return nil, fmt.Errorf("bus %s: %w", o.Name, err)
 	}
 	l := &Line{name: o.Name, at: at, opt: o, clk: env.Clock, log: env.Logger, timeout: o.Timeout,
-		own: make(chan struct{}, 1), asking: make(chan struct{}, 1), done: make(chan struct{}), units: map[byte]*unit{}}
+		own: make(chan struct{}, 1), asking: make(chan struct{}, 1), done: make(chan struct{}), nudge: make(chan struct{}, 1), units: map[byte]*unit{}}
 	if l.clk == nil {
 		if l.clk, err = clock.Open(""); err != nil {
 			return nil, err
@@ -213,6 +214,7 @@ func (l *Line) Run(ctx context.Context, emit func(*telemetry.Group)) error {
 			return nil
 		case <-l.done:
 			return nil
+		case <-l.nudge:
 		case <-timer.C:
 		}
 		for ctx.Err() == nil {

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 type pacedBus struct {
 	mode lineMode
 	turn time.Duration
+	fifo int // bytes a UART hands over at a time; 0 is 8
 	// refuse says what a unit does with a request: 0 answers, 1 to 11 refuses
 	// with that exception, a negative number is silence.
 	refuse func(unit, fc byte, addr, count int) int
@@ -98,8 +100,7 @@ func (p *pacedBus) ReadSome(b []byte, deadline time.Time) (int, error) {
 		}
 		next := deadline
 		if len(p.queue) > 0 && p.queue[0].at.Before(deadline) {
-			// A UART hands over a few bytes at a time.
-			next = p.queue[min(7, len(p.queue)-1)].at
+			next = p.queue[min(cmp.Or(p.fifo, 8), len(p.queue))-1].at
 		}
 		p.mu.Unlock()
 		switch {
@@ -239,7 +240,7 @@ func TestDeadShare(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				dead := true
 				var mu sync.Mutex
-				bus := &pacedBus{turn: 5 * time.Millisecond, refuse: func(unit, _ byte, _, _ int) int {
+				bus := &pacedBus{turn: 5 * time.Millisecond, fifo: 300, refuse: func(unit, _ byte, _, _ int) int {
 					mu.Lock()
 					defer mu.Unlock()
 					if dead && int(unit) <= c.dead {
@@ -322,7 +323,7 @@ func TestHolesAreFound(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var mu sync.Mutex
 					missing := true
-					bus := &pacedBus{turn: 5 * time.Millisecond, refuse: func(unit, _ byte, addr, count int) int {
+					bus := &pacedBus{turn: 5 * time.Millisecond, fifo: 300, refuse: func(unit, _ byte, addr, count int) int {
 						mu.Lock()
 						defer mu.Unlock()
 						if missing && unit == 1 && addr <= bad && bad < addr+count {
@@ -473,7 +474,7 @@ func TestHolesAtRandom(t *testing.T) {
 			if len(issues) > 0 {
 				t.Fatal(issues)
 			}
-			bus := &pacedBus{turn: 5 * time.Millisecond, refuse: func(_, _ byte, addr, count int) int {
+			bus := &pacedBus{turn: 5 * time.Millisecond, fifo: 300, refuse: func(_, _ byte, addr, count int) int {
 				for a := addr; a < addr+count; a++ {
 					if bad[a] {
 						return 2

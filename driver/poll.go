@@ -212,7 +212,7 @@ func (l *Line) query(ctx context.Context, u *unit, a *ask, timeout, gap time.Dur
 	if err := l.ensureOpen(ctx); err != nil {
 		return result{}, err
 	}
-	if l.at.kind != kindTCP && u.q.barred(a) {
+	if l.at.kind != kindTCP && a.reads() && u.q.barred(a) {
 		if probe := l.barrier(u, a); probe != nil {
 			r, err := l.once(u, probe, timeout, gap)
 			var x Exception
@@ -226,7 +226,7 @@ func (l *Line) query(ctx context.Context, u *unit, a *ask, timeout, gap time.Dur
 	}
 	used := l.open.good
 	r, err := l.once(u, a, timeout, gap)
-	if err != nil && errors.Is(err, ErrGone) && !l.at.serial && used > 0 && r.bytes == 0 && l.wire.kind == kindTCP {
+	if err != nil && errors.Is(err, ErrGone) && a.reads() && !l.at.serial && used > 0 && r.bytes == 0 && l.wire.kind == kindTCP {
 		// Many devices close an idle connection: that is no failed poll.
 		if l.ensureOpen(ctx) == nil {
 			return l.once(u, a, timeout, gap)
@@ -373,5 +373,5 @@ func (l *Line) heardStray(f frame, now time.Time) {
 	if u == nil || len(f.pdu.Data) == 0 {
 		return
 	}
-	u.q.heardLate(f.pdu.FunctionCode, int(f.pdu.Data[0]), now)
+	u.q.heardLate(f.pdu.FunctionCode, f.shape(), now)
 }

@@ -32,21 +32,22 @@ const babble = time.Second
 // wire carries one request at a time over a stream and finds its answer.
 // Only the owner of the line may use it.
 type wire struct {
-	kind  kind
-	st    stream
-	pk    modbus.Packager // checks frames of any unit
-	char  time.Duration   // one character, 0 on networks
-	gap   time.Duration   // silence between frames
-	dirty bool            // something went wrong: wait for silence first
-	last  time.Time       // of the last byte, either way
-	id    uint16          // last transaction number; never starts over with a connection
-	lo    int             // buf[lo:hi] has come and is not used up
-	at    int             // no frame begins in buf[lo:at]
-	hi    int
-	buf   [1024]byte
-	count counters
-	trace []byte                       // everything received for this request, if not nil
-	stray func(f frame, now time.Time) // told of each whole frame that is not the answer
+	kind    kind
+	st      stream
+	pk      modbus.Packager // checks frames of any unit
+	char    time.Duration   // one character, 0 on networks
+	gap     time.Duration   // silence between frames
+	echoing bool            // the adapter hears itself, as of the last answer
+	dirty   bool            // something went wrong: wait for silence first
+	last    time.Time       // of the last byte, either way
+	id      uint16          // last transaction number; never starts over with a connection
+	lo      int             // buf[lo:hi] has come and is not used up
+	at      int             // no frame begins in buf[lo:at]
+	hi      int
+	buf     [1024]byte
+	count   counters
+	trace   []byte                       // everything received for this request, if not nil
+	stray   func(f frame, now time.Time) // told of each whole frame that is not the answer
 }
 
 // attach takes a fresh stream into use.
@@ -102,6 +103,9 @@ func (w *wire) ask(a *ask, timeout time.Duration) (r result, err error) {
 		case ok:
 			w.count.Answers++
 			r.data, r.answered = data, true
+			if !a.mirror {
+				w.echoing = r.echoed
+			}
 			return r, err
 		case r.torn:
 			return r, fmt.Errorf("%w: the frames on this connection are out of step", ErrMismatch)
@@ -139,7 +143,7 @@ func (w *wire) search(a *ask, quiet bool, r *result) (data []byte, refused Excep
 	for w.at < w.hi {
 		b := w.buf[w.at:w.hi]
 		f, skip, n := cut(w.kind, w.pk, b, quiet)
-		if i := w.echo(a, b); i >= 0 && (n == 0 || i <= skip) {
+		if i := w.echo(a, b); i >= 0 && (n == 0 || i <= skip) && (!a.mirror || w.echoing && !r.echoed) {
 			w.count.Echoes++
 			r.echoed = true
 			w.use(i, len(a.adu))

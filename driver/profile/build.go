@@ -547,6 +547,14 @@ func (pt *Point) checkWrite(c *codec, r report) {
 	if w.Step.Given() && w.Step.num <= 0 {
 		r("write.step", "a step is more than 0", "")
 	}
+	switch f := w.Function; {
+	case f == 0, c.table == Coils && (f == 5 || f == 15), c.table == Holding && (f == 16 || f == 23):
+	case c.table == Holding && (f == 6 || f == 22) && c.count == 1:
+	case c.table == Holding && (f == 6 || f == 22):
+		r("write.function", fmt.Sprintf("function %d writes one register, this point has %d", f, c.count), "write 16")
+	default:
+		r("write.function", fmt.Sprintf("function %d does not write a %s", f, c.table), "write 5 or 15 for a coil, 6, 16, 22 or 23 for registers")
+	}
 	if (w.Min.Given() || w.Max.Given() || w.Step.Given()) && (c.bit1 || c.act == actBool || c.act == actString) {
 		r("write", "min, max and step are for numbers", "write write: {}")
 	}

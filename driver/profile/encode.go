@@ -80,8 +80,16 @@ func (c *codec) encodeString(b []byte, v telemetry.Value, name string) ([]byte, 
 
 var errNoFit = errors.New("the value does not fit the type")
 
-// raw returns the raw number that decodes to v.
+// raw returns the raw number that decodes to v; with a scale-factor register,
+// for the factor 0.
 func (c *codec) raw(v telemetry.Value) (uint64, error) {
+	if c.sf != nil {
+		return c.rawOf(v, &c.sf[10])
+	}
+	return c.rawOf(v, &c.num)
+}
+
+func (c *codec) rawOf(v telemetry.Value, num *number) (uint64, error) {
 	switch c.act {
 	case actBool:
 		if v.Bool() != c.invert {
@@ -101,10 +109,6 @@ func (c *codec) raw(v telemetry.Value) (uint64, error) {
 	x, ok := valueRat(v)
 	if !ok {
 		return 0, fmt.Errorf("%s is not a number", v)
-	}
-	num := &c.num
-	if c.sf != nil {
-		num = &c.sf[10]
 	}
 	x.Sub(x, num.offset).Quo(x, num.scale)
 	switch c.act {

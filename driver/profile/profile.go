@@ -163,6 +163,10 @@ type Write struct {
 	Min  Decimal `yaml:"min" doc:"Lowest value that may be written."`
 	Max  Decimal `yaml:"max" doc:"Highest value that may be written."`
 	Step Decimal `yaml:"step" doc:"Values must be a multiple of this above min."`
+	// Function is the Modbus function code that writes it: 5 or 15 for a
+	// coil, 6, 16, 22 or 23 for registers. 0 takes 5 for a coil, 6 for one
+	// register, 16 for several, and 22 for a part of a register.
+	Function int `yaml:"function" min:"5" max:"23" doc:"Function code that writes it, where the device wants another than the usual one: 5 or 15 for a coil; 6, 16, 22 or 23 for registers."`
 }
 
 // Probe is one read that helps to recognise a device: a place, a type, and
