@@ -44,6 +44,9 @@ func (l *Line) Exchange(ctx context.Context, id uint8, t profile.Table, addr, co
 
 // asTechnician calls f when no other technician is asking.
 func (l *Line) asTechnician(ctx context.Context, f func() error) error {
+	if err := l.lent("wait"); err != nil {
+		return err
+	}
 	select {
 	case l.asking <- struct{}{}:
 	case <-ctx.Done():

@@ -49,6 +49,7 @@ type Line struct {
 	public  public
 	running bool
 	closed  bool
+	leased  *lease // nil: it is not lent
 }
 
 // connection is what is known about opening the line.
@@ -198,7 +199,7 @@ func (l *Line) Run(ctx context.Context, emit func(*telemetry.Group)) error {
 	l.running = true
 	l.mu.Unlock()
 	defer func() {
-		l.own <- struct{}{}
+		l.takeBack()
 		l.farewell()
 		l.hangUp(nil)
 		<-l.own
@@ -447,7 +448,7 @@ func (l *Line) Close() error {
 	}
 	l.closed = true
 	l.mu.Unlock()
-	l.own <- struct{}{}
+	l.takeBack()
 	defer func() { <-l.own }()
 	l.farewell()
 	l.hangUp(nil)

@@ -17,6 +17,7 @@ type Stats struct {
 	Opened  uint64    // how often the line was opened
 	Load    float64   // share of the time the line is at work, over the last 10 to 20 s
 	Panics  uint64    // polls that panicked
+	Lease   *Lease    // to whom the line is lent; nil: to nobody
 
 	Requests, Answers, Timeouts uint64
 	CRC, Stray, Echoes, Garbage uint64 // damaged answers, frames not ours, our own requests, bytes in no frame
@@ -72,6 +73,10 @@ func (l *Line) Stats() Stats {
 		Load: p.load, Panics: p.panics, Requests: p.count.Requests, Answers: p.count.Answers, Timeouts: p.count.Timeouts,
 		CRC: p.count.CRC, Stray: p.count.Stray, Echoes: p.count.Echoes, Garbage: p.count.Garbage,
 		BytesIn: p.count.BytesIn, BytesOut: p.count.BytesOut}
+	if l.leased != nil {
+		lent := l.leased.Lease
+		s.Lease = &lent
+	}
 	s.Devices = make([]DeviceStats, 0, len(l.devices))
 	for _, d := range l.devices {
 		s.Devices = append(s.Devices, d.stats)

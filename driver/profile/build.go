@@ -118,9 +118,7 @@ func (f *Region) check(r report) {
 }
 
 func (d *Probe) check(p *Profile, r report) {
-	probe := Profile{Transport: p.Transport, Points: []Point{d.Point}, codecs: make([]codec, 1)}
-	probe.Points[0].Name = "probe"
-	probe.buildPoint(0, r)
+	d.single(p, r)
 	if d.Is == "" && len(d.Range) == 0 {
 		r("", "a read that accepts any value proves nothing", "give a range such as range: [80, 300], or is: 42")
 	}

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ type Unit struct {
 type table struct {
 	pages map[uint8]*page // by the high byte of the address
 	live  []live
+	fixed []fixed
 	traps []trap
 }
 
@@ -33,6 +35,11 @@ type page struct {
 type live struct {
 	addr, count int
 	fill        func(now time.Time, regs []uint16)
+}
+
+type fixed struct {
+	addr   int
+	values []uint16
 }
 
 type trap struct {
@@ -48,6 +55,17 @@ func (u *Unit) Set(t profile.Table, address uint16, values ...uint16) {
 	for i, v := range values {
 		u.tables[t].put(int(address)+i, v)
 	}
+}
+
+// Fix is Set for registers that may be live: from now on they keep these
+// values, and only they.
+func (u *Unit) Fix(t profile.Table, address uint16, values ...uint16) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for i, v := range values {
+		u.tables[t].put(int(address)+i, v)
+	}
+	u.tables[t].fixed = append(u.tables[t].fixed, fixed{int(address), values})
 }
 
 // Define makes count registers or bits exist from address on, with value 0.
@@ -123,6 +141,11 @@ func (t *table) get(addr int, dst []uint16, now time.Time) bool {
 			for i, v := range regs {
 				t.put(l.addr+i, v)
 			}
+			for _, f := range t.fixed {
+				for i, v := range f.values {
+					t.put(f.addr+i, v)
+				}
+			}
 		}
 	}
 	for i := range dst {
@@ -155,6 +178,7 @@ func (t *table) write(addr int, values []uint16) bool {
 		}
 	}
 	t.live = kept
+	t.fixed = slices.DeleteFunc(t.fixed, func(f fixed) bool { return addr < f.addr+len(f.values) && f.addr < addr+len(values) })
 	for i, v := range values {
 		t.put(addr+i, v)
 	}

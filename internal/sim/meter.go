@@ -103,7 +103,41 @@ func (m *Meter) Fill(u *Unit) error {
 		u.Live(s.table, uint16(s.from), s.to-s.from, func(now time.Time, regs []uint16) { m.fill(s, now, regs) })
 	}
 	u.Limit(m.profile.MaxRead, m.profile.MaxBits)
+	m.sign(u)
 	return nil
+}
+
+// sign makes the device be recognised: what the reads of detect look at is
+// as they want it, where it is not so anyway.
+func (m *Meter) sign(u *Unit) {
+	for _, s := range m.profile.Signs() {
+		t, addr, count := s.Request.Table, s.Request.Address, int(s.Request.Count)
+		if now, have := u.Get(t, addr, count); have {
+			if _, ok, _ := s.Judge(wireBytes(t, now)); ok {
+				continue
+			}
+		}
+		b := s.Model()
+		switch {
+		case b == nil:
+		case t.Bits():
+			u.Fix(t, addr, uint16(b[0]))
+		default:
+			u.Fix(t, addr, unpackRegs(b)...)
+		}
+	}
+}
+
+// wireBytes writes values as an answer carries them.
+func wireBytes(t profile.Table, values []uint16) []byte {
+	if t.Bits() {
+		return packBits(values)
+	}
+	var b []byte
+	for _, v := range values {
+		b = binary.BigEndian.AppendUint16(b, v)
+	}
+	return b
 }
 
 // fillHoles makes the registers between the points that the profile lets a
@@ -173,14 +207,7 @@ func (m *Meter) Truth(now time.Time) []telemetry.Reading {
 		}
 		regs := make([]uint16, r.Count)
 		m.memory.tables[r.Table].get(int(r.Address), regs, now)
-		data := packBits(regs)
-		if !r.Table.Bits() {
-			data = data[:0]
-			for _, v := range regs {
-				data = binary.BigEndian.AppendUint16(data, v)
-			}
-		}
-		out = m.profile.Decode(r, data, 0, out)
+		out = m.profile.Decode(r, wireBytes(r.Table, regs), 0, out)
 	}
 	return out
 }

@@ -57,6 +57,40 @@ func OpenPTY() (master *os.File, slavePath string, err error) {
 	return master, slavePath, nil
 }
 
+// speeds are the codes of the usual speeds.
+var speeds = map[uint32]int{syscall.B300: 300, syscall.B600: 600, syscall.B1200: 1200, syscall.B2400: 2400,
+	syscall.B4800: 4800, syscall.B9600: 9600, syscall.B19200: 19200, syscall.B38400: 38400,
+	syscall.B57600: 57600, syscall.B115200: 115200}
+
+// cbaud masks the speed in the control flags of a terminal.
+const cbaud = 0x100F
+
+// ptySetting returns the setting that the other end of a pty has chosen, such
+// as 9600 8E1; "" if it cannot be told. A pty keeps no parity bit, but the
+// wish to check parity and its sense.
+func ptySetting(master *os.File) string {
+	var t syscall.Termios
+	if ioctl(master, syscall.TCGETS, unsafe.Pointer(&t)) != nil {
+		return ""
+	}
+	baud := speeds[uint32(t.Cflag)&cbaud]
+	if baud == 0 {
+		return ""
+	}
+	parity, stop := "N", 1
+	switch {
+	case t.Iflag&syscall.INPCK == 0 && t.Cflag&syscall.PARENB == 0:
+	case t.Cflag&syscall.PARODD != 0:
+		parity = "O"
+	default:
+		parity = "E"
+	}
+	if t.Cflag&syscall.CSTOPB != 0 {
+		stop = 2
+	}
+	return strconv.Itoa(baud) + " 8" + parity + strconv.Itoa(stop)
+}
+
 // mouth writes to a line. What is written to a pty that nobody has open is
 // lost, as on a real line; the kernel would store it up.
 type mouth struct {

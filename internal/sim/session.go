@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -182,6 +183,9 @@ func (e *session) run(ctx context.Context, in <-chan chunk) error {
 		case c, ok := <-in:
 			if !ok {
 				return nil
+			}
+			if e.deaf() {
+				garble(c.b)
 			}
 			e.buf, e.last = append(e.buf, c.b...), c.at
 			if err := e.scan(false); err != nil {
@@ -446,11 +450,33 @@ func (e *session) send(ctx context.Context, p pending) error {
 		if i > 0 && !sleep(ctx, p.pause) {
 			return nil
 		}
+		if e.deaf() {
+			garble(part)
+		}
 		if err := paced(ctx, &mouth{w: e.w}, part, e.wire.char()); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// deaf tells whether the other end of a pty has another line setting than
+// the devices.
+func (e *session) deaf() bool {
+	f, ok := e.w.(*os.File)
+	if !ok || e.wire.Only == "" {
+		return false
+	}
+	set := ptySetting(f)
+	return set != "" && set != e.wire.Only
+}
+
+// garble makes of bytes what a receiver at another speed makes of them: no
+// byte stays what it was.
+func garble(b []byte) {
+	for i := range b {
+		b[i] = b[i]>>3 | b[i]<<5 ^ 0xA5
+	}
 }
 
 // paced writes b so that each byte arrives when its last bit would.

@@ -28,6 +28,10 @@ type Wire struct {
 	// CharBits is the length of a character with start, parity and stop
 	// bits; 0 means 10 (8N1), 8E1 has 11.
 	CharBits int
+	// Only is the line setting of the devices, such as 9600 8E1. On a pty
+	// whoever has another one set hears and says nothing but garbage; "" and
+	// elsewhere all settings are alike.
+	Only string
 }
 
 func (w Wire) char() time.Duration {
