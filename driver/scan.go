@@ -327,7 +327,7 @@ func (s *scan) ask(ctx context.Context, id int, t profile.Table, addr, count uin
 			s.w.dirty = false
 			s.owed = append(s.owed, owed{a, r.sent})
 			return r, false, err
-		case r.answered && try < 2, s.late[byte(id)] && try < 2:
+		case r.answered && try < 2:
 			wait = max(wait, scanSlow)
 			continue
 		}

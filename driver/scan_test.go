@@ -267,7 +267,8 @@ func TestScanTies(t *testing.T) {
 		for _, m := range r.Units[0].Matches[:r.Units[0].Best] {
 			names = append(names, m.Profile)
 		}
-		if len(names) < 2 || !slices.Contains(names, "eastron-sdm120") || !slices.Contains(names, "eastron-sdm230") {
+		// The SDM630 is proven by fewer reads, but it explains all of them: its phase 2 may be off.
+		if !slices.Contains(names, "eastron-sdm120") || !slices.Contains(names, "eastron-sdm230") || !slices.Contains(names, "eastron-sdm630") {
 			t.Errorf("siblings that answer alike must be a tie, got %v", names)
 		}
 		if u := r.Units[1]; u.Best != 1 || u.Matches[0].Profile != "xy-md02" {
