@@ -193,7 +193,7 @@ func (e *ears) cut(k kind, pk modbus.Packager, b []byte, quiet bool) []byte {
 func (s *scan) judge(e *ears) (done bool, err error) {
 	if e.frames >= 2 {
 		return false, &Error{Op: "scan", Code: "other-master", What: s.res.Connect + ": another master asks on this line",
-			Seen: fmt.Sprintf("%d whole Modbus frames while nobody here sent, the last for unit %d with function %d; line %s", e.frames, e.unit, e.fc, e.line),
+			Seen:   fmt.Sprintf("%d whole Modbus frames while nobody here sent, the last for unit %d with function %d; line %s", e.frames, e.unit, e.fc, e.line),
 			Likely: "a controller or another gateway polls these devices",
 			Try:    "stop it or disconnect it: one line has one master", Err: ErrBusy}
 	}

@@ -22,7 +22,9 @@ type place struct {
 	addr, count uint16
 }
 
-func placeOf(s *profile.Sign) place { return place{s.Request.Table, s.Request.Address, s.Request.Count} }
+func placeOf(s *profile.Sign) place {
+	return place{s.Request.Table, s.Request.Address, s.Request.Count}
+}
 
 // interview is what one unit has said to the reads of this scan.
 type interview struct {
