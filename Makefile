@@ -34,7 +34,10 @@ unit:
 
 # Programs that none of us wrote, for the tests that talk to real peers.
 PEERS = mosquitto mosquitto_sub mbpoll socat cc pkg-config openssl strace node tinyproxy microsocks
-PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial python3-serial-asyncio python3-cbor2 nodejs mbpoll socat pkg-config openssl strace tinyproxy-bin microsocks
+PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial python3-serial-asyncio python3-cbor2 nodejs npm mbpoll socat pkg-config openssl strace tinyproxy-bin microsocks
+
+# Where the packages of testdata/peer/npm go.
+NPM = $${XDG_CACHE_HOME:-$$HOME/.cache}/tidegate-peers
 
 peers:
 	@missing=; for p in $(PEERS); do command -v $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
@@ -52,6 +55,13 @@ peers:
 		echo "  as root: apt-get install $(PACKAGES)"; \
 		test -z "$$CI"; \
 	fi
+
+	@cmp -s testdata/peer/npm/package-lock.json $(NPM)/package-lock.json && test -d $(NPM)/node_modules/mqtt || { \
+		echo "installing for the tests: npm sparkplug-payload, mqtt"; \
+		mkdir -p $(NPM) && cp testdata/peer/npm/package*.json $(NPM)/ && \
+		npm ci --prefix $(NPM) --ignore-scripts --no-audit --no-fund >$(NPM)/log 2>&1 || { \
+			rm -f $(NPM)/package-lock.json; \
+			echo "NOT HERE, so the test with a Sparkplug host does not run: npm sparkplug-payload (see $(NPM)/log)"; test -z "$$CI"; }; }
 
 # Slower proofs; docs/performance.md says what they gave.
 KILLS ?= 100

@@ -240,7 +240,7 @@ func Schema() []byte {
 var unavailable = []struct{ path, has, words string }{
 	{"buffer.when_full", "drop-oldest", "thin"},
 	{"uplink.preset", "none", "aws-iot-core azure-iot-hub thingsboard homeassistant"},
-	{"uplink.shape", "records, columns, packed, influx, senml-json and senml-cbor", "sparkplug thingsboard homeassistant"},
+	{"uplink.shape", "records, columns, packed, influx, senml-json, senml-cbor and sparkplug", "thingsboard homeassistant"},
 	{"uplink.receipts", "false", "true"},
 	{"uplink.commands", "false", "true"},
 }

@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"tidegate/uplink/payload"
 )
 
 // Options is the section `uplink` of the configuration.
@@ -24,7 +22,8 @@ type Options struct {
 	ProxyFile    string        `yaml:"proxy_password_file" doc:"File whose first line is the password at the proxy."`
 	Preset       string        `yaml:"preset" enum:"none" doc:"Settings for a known cloud."`
 	Topic        string        `yaml:"topic" doc:"Topic template with {site}, {gateway} and {kind}."`
-	Shape        string        `yaml:"shape" enum:"records,columns,packed,influx,senml-json,senml-cbor" doc:"How batches are written; docs/payloads.md shows each."`
+	Shape        string        `yaml:"shape" enum:"records,columns,packed,influx,senml-json,senml-cbor,sparkplug" doc:"How batches are written; docs/payloads.md shows each."`
+	Sparkplug    Sparkplug     `yaml:"sparkplug" doc:"How shape sparkplug is spoken."`
 	Compress     string        `yaml:"compress" enum:"none,gzip" doc:"gzip sends messages from 500 bytes on compressed, to a topic ending in /gz."`
 	Batch        Batch         `yaml:"batch" doc:"When a batch is complete."`
 	Inflight     int           `yaml:"inflight" min:"1" max:"100" doc:"How many batches may wait for the broker's acknowledgement."`
@@ -64,8 +63,9 @@ type Backlog struct {
 func Defaults() Options {
 	return Options{
 		Preset: "none", Topic: "tg/v1/{site}/{gateway}/{kind}", Shape: "records", Compress: "none",
-		Batch:    Batch{MaxAge: time.Second, MaxReadings: 1000, MaxBytes: 100_000},
-		Inflight: 20, Keepalive: time.Minute,
+		Batch:     Batch{MaxAge: time.Second, MaxReadings: 1000, MaxBytes: 100_000},
+		Sparkplug: Sparkplug{Aliases: true},
+		Inflight:  20, Keepalive: time.Minute,
 		Backlog: Backlog{Order: "oldest-first"},
 	}
 }
@@ -102,9 +102,10 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 		report("preset", fmt.Sprintf("unknown preset %q", o.Preset), "expected none")
 	}
 	validateTopic(o.Topic, report)
-	if !slices.Contains(payload.Shapes(), o.Shape) {
-		report("shape", fmt.Sprintf("unknown shape %q", o.Shape), "expected one of "+strings.Join(payload.Shapes(), ", "))
+	if !slices.Contains(Shapes(), o.Shape) {
+		report("shape", fmt.Sprintf("unknown shape %q", o.Shape), "expected one of "+strings.Join(Shapes(), ", "))
 	}
+	o.validateSpeaker(report)
 	if o.Compress != "none" && o.Compress != "gzip" {
 		report("compress", fmt.Sprintf("unknown compression %q", o.Compress), "expected none or gzip")
 	}

@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
@@ -90,13 +91,17 @@ func (u *Uplink) session(ctx context.Context, src Source) *Error {
 	u.setCurrent(nil)
 	s.scout.end()
 	better := cause == errBetter
-	if cause == nil || better { // ctx ended, or there is a better connection
+	var away *departure
+	if cause == nil || better || errors.As(cause, &away) { // ctx ended, or it is time to go
 		cause = s.leave()
 		l.end(cause == nil)
 	} else {
 		l.end(false)
 	}
 	s.settle(cause)
+	if away != nil {
+		return away.why
+	}
 	if cause == nil || better {
 		return nil
 	}
@@ -427,6 +432,9 @@ func (s *session) describe(c *telemetry.Catalog, present bool) error {
 
 // send hands a message over and puts it at the end of the flights.
 func (s *session) send(m message, f flight) error {
+	if m.late != nil {
+		m.body = m.late(m.body)
+	}
 	if m.quick {
 		s.quick++
 		return s.whyNot(s.link.publishQuick(m.topic, m.retained, m.body))
@@ -481,7 +489,7 @@ func (s *session) leave() error {
 				return nil
 			}
 			told = true
-			if err := s.say(s.u.speaker.goodbye(s)); err != nil {
+			if err := s.say(s.u.speaker.goodbye(s)); err != nil || len(s.queue) == 0 {
 				return err
 			}
 		}

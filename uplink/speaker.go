@@ -11,6 +11,8 @@ type message struct {
 	body     []byte
 	retained bool
 	quick    bool // quality 0: never the last message of a batch
+	// late completes the body in the moment in which it goes out; nil: it is complete.
+	late func(body []byte) []byte
 }
 
 // incoming is a message from the broker.
@@ -47,6 +49,44 @@ type speaker interface {
 	loss(dst []message, s *session, l *Loss) ([]message, error)
 	// goodbye is said before an intended end.
 	goodbye(s *session) ([]message, error)
+}
+
+// newSpeaker returns the one that the options ask for.
+func (u *Uplink) newSpeaker() (speaker, error) {
+	switch u.opts.Shape {
+	case "sparkplug":
+		return newSparkplug(u), nil
+	}
+	d, err := payload.New(u.opts.Shape)
+	return &envelopes{u: u, dialect: d}, err
+}
+
+// departure ends a good connection in order. With an error the uplink is
+// away, without one it comes back at once.
+type departure struct{ why *Error }
+
+func (d *departure) Error() string {
+	if d.why != nil {
+		return d.why.Error()
+	}
+	return "the connection is made anew"
+}
+
+// drop takes back what waits to be handed over: it will be sent again.
+func (s *session) drop() {
+	for i := range s.queue {
+		f := &s.queue[i].flight
+		if f.loss != nil {
+			delete(s.order.told, *f.loss)
+		}
+		if f.item.Seq != 0 {
+			k := key{f.item.Lane, f.item.Seq}
+			delete(s.order.flying, k)
+			s.u.unacked[k] = true // a part of it may have gone
+		}
+	}
+	s.queue = nil
+	s.order.again()
 }
 
 // envelopes is the speaker of docs/payloads.md: its own topics, one message a

@@ -88,6 +88,15 @@ type Env struct {
 	Clock                  *clock.Clock
 	Logger                 *slog.Logger
 	Health                 func() string // the agent's word on itself, for the status message; may be nil
+	// Latest tells the last reading of each point, and when it was taken; may be nil.
+	Latest func(tell func(point int, r telemetry.Reading, at clock.Stamp))
+	Memory Memory // may be nil: nothing is kept then
+}
+
+// Memory keeps small things on disk. SaveMeta returns when they are durable.
+type Memory interface {
+	Meta(key string) (val []byte, known bool, err error)
+	SaveMeta(key string, val []byte) error
 }
 
 // Uplink is one broker. Run drives it; Stats and Test may be called at any
@@ -178,10 +187,7 @@ func New(o Options, env Env) (*Uplink, error) {
 	if env.Logger == nil {
 		env.Logger = slog.New(slog.DiscardHandler)
 	}
-	d, err := payload.New(o.Shape)
-	if err != nil {
-		return nil, err
-	}
+	var err error
 	u := &Uplink{opts: o, env: env,
 		log: env.Logger, unacked: map[key]bool{}, unread: map[key]int{}}
 	for _, s := range append([]string{o.URL}, o.Fallback...) {
@@ -198,7 +204,9 @@ func New(o Options, env Env) (*Uplink, error) {
 	}
 	u.tune = u.tuning()
 	u.id.opts = &u.opts
-	u.speaker = &envelopes{u: u, dialect: d}
+	if u.speaker, err = u.newSpeaker(); err != nil {
+		return nil, err
+	}
 	u.stats.State = StateAway
 	u.stats.Since = time.Now()
 	return u, nil
@@ -217,7 +225,7 @@ func (u *Uplink) Run(ctx context.Context, src Source) error {
 			u.setState(StateStopped, nil)
 			return nil
 		}
-		if err == nil { // left for a better connection
+		if err == nil { // left to come back
 			attempt = 0
 			continue
 		}

@@ -200,7 +200,17 @@ func TestShapesAgree(t *testing.T) {
 			t.Errorf("%s: after a tombstone of 2 to 5:\n%s", shape, r.Text())
 		}
 	}
+	// A commit stands for a batch whose readings went another way.
 	b := New()
+	for _, n := range []int{7, 7, 8} {
+		if err := b.Add("t", fmt.Appendf(nil, `{"v":1,"gw":"g","ep":"e","lane":"data","seq":3,"lo":1,"boot":1,"m":"00000000","clk":"ok","said":{"n":%d,"t0":5,"t1":9}}`, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := b.Report(); r.Received != 1 || r.Late != 2 || r.Repeats != 1 || r.Conflicts != 1 || r.Readings != 7 || r.Lanes[0].T1 != 9 {
+		t.Errorf("commits:\n%s", r.Text())
+	}
+	b = New()
 	for _, m := range [][]byte{
 		write("records", telemetry.BoolValue(true), 1, false),
 		write("columns", telemetry.BoolValue(true), 2, true),

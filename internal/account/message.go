@@ -30,6 +30,7 @@ type message struct {
 	Dropped *dropped         `json:"dropped"`
 	Records *[]record        `json:"records"`
 	Columns *[]column        `json:"columns"`
+	Said    *said            `json:"said"` // the commit of a batch whose readings went another way
 	Points  *json.RawMessage `json:"points"`
 	Test    bool             `json:"test"` // the echo of `tidegate uplink test`
 
@@ -50,6 +51,12 @@ type dropped struct {
 	T0       int64  `json:"t0"`
 	T1       int64  `json:"t1"`
 	Why      string `json:"why"`
+}
+
+type said struct {
+	N  int64 `json:"n"`
+	T0 int64 `json:"t0"`
+	T1 int64 `json:"t1"`
 }
 
 type record struct {
@@ -116,6 +123,11 @@ func (m *message) settle() error {
 	switch {
 	case m.Dropped != nil:
 		m.body = tombstone
+	case m.Said != nil && m.Said.N < 0:
+		return fmt.Errorf("%w: a commit of %d readings", ErrShape, m.Said.N)
+	case m.Said != nil && m.opaque == nil:
+		m.opaque, m.count, m.first, m.last = []byte{}, m.Said.N, m.Said.T0, m.Said.T1
+		return m.settle()
 	case m.Records != nil, m.Columns != nil, m.opaque != nil:
 		m.body = batch
 		if err := m.number(m.RawSeq, "seq", &m.Seq); err != nil || m.Seq == 0 {

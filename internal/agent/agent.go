@@ -112,6 +112,9 @@ func (a *Agent) build() error {
 		Gateway: cfg.Gateway.ID, Site: cfg.Gateway.Site, Version: a.opt.Version, Labels: cfg.Gateway.Labels,
 		Epoch: a.queue.Epoch(), Boot: a.queue.Boot(), Stopped: a.queue.Stopped(), Catalog: a.catalog,
 		Devices: a.devices(), Built: a.opt.Built, Clock: a.clock, Logger: a.log, Health: a.health.word,
+		Memory: a.queue, Latest: func(tell func(int, telemetry.Reading, clock.Stamp)) {
+			a.collect.latest(func(point int, l *last) { tell(point, l.Reading, l.at) })
+		},
 	})
 	a.uplink = up
 	return err

@@ -77,6 +77,14 @@ type Hello struct {
 	Version  byte // of the protocol: 4 is MQTT 3.1.1
 }
 
+// Subscription is a topic filter that a client asked for.
+type Subscription struct {
+	Conn   int // number of the connection, from 1
+	After  int // how many PUBLISHes had come on it
+	Filter string
+	QoS    byte
+}
+
 // Script is an MQTT 3.1.1 broker of a few lines that misbehaves on demand
 // and keeps what it received. It delivers nothing to others.
 type Script struct {
@@ -89,6 +97,8 @@ type Script struct {
 	kept   []Arrival
 	wills  []Arrival
 	hellos []Hello
+	vows   []Arrival // the will of each CONNECT, without a topic for none
+	asked  []Subscription
 	count  int
 	nconn  int
 	clean  int // sessions that ended with DISCONNECT
@@ -133,6 +143,31 @@ func (s *Script) Connections() (accepted, clean int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.nconn, s.clean
+}
+
+// Promises returns the will that each CONNECT named, without a topic for none.
+func (s *Script) Promises() []Arrival {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Arrival(nil), s.vows...)
+}
+
+// Subscriptions returns every topic filter that was asked for.
+func (s *Script) Subscriptions() []Subscription {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]Subscription(nil), s.asked...)
+}
+
+// Say sends a message of quality 0 to every open connection.
+func (s *Script) Say(topic string, retained bool, body []byte) {
+	p := packets.NewControlPacket(packets.Publish).(*packets.PublishPacket)
+	p.TopicName, p.Retain, p.Payload = topic, retained, body
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		p.Write(c)
+	}
 }
 
 // Cut closes every open connection.
@@ -196,6 +231,7 @@ func (s *Script) serve(c net.Conn) {
 	said := Hello{hello.ClientIdentifier, hello.Username, hello.CleanSession, hello.ProtocolVersion}
 	s.mu.Lock()
 	s.hellos = append(s.hellos, said)
+	s.vows = append(s.vows, Arrival{Topic: hello.WillTopic, Payload: hello.WillMessage, QoS: hello.WillQos, Retained: hello.WillRetain, At: time.Now()})
 	s.mu.Unlock()
 	if s.opts.Silent {
 		io.Copy(io.Discard, c)
@@ -229,9 +265,12 @@ func (s *Script) serve(c net.Conn) {
 			n++
 			err = s.publish(c, conn, n, p, topics)
 		case *packets.SubscribePacket:
-			for _, t := range p.Topics {
+			s.mu.Lock()
+			for i, t := range p.Topics {
 				topics[t] = s.opts.Suback != 0x80
+				s.asked = append(s.asked, Subscription{conn, n, t, p.Qoss[i]})
 			}
+			s.mu.Unlock()
 			a := packets.NewControlPacket(packets.Suback).(*packets.SubackPacket)
 			a.MessageID = p.MessageID
 			for range max(1, s.opts.SubackCodes) {

@@ -2,6 +2,7 @@ package payload
 
 import (
 	"encoding/json"
+	"strconv"
 	"time"
 
 	"tidegate/internal/telemetry"
@@ -103,3 +104,26 @@ func Status(s State) []byte {
 	}{Version, s})
 	return b
 }
+
+// Said returns the commit of a batch whose readings went another way: the
+// envelope, how many readings there were and when.
+func Said(dst []byte, e *Envelope, b *telemetry.Batch, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error) {
+	if err := check(b, c); err != nil {
+		return dst, err
+	}
+	_, readings, first, last := span(b, resolve)
+	dst = appendHead(dst, e, c.Hash(), b, resolve)
+	dst = append(dst, `,"said":{"n":`...)
+	dst = strconv.AppendInt(dst, int64(readings), 10)
+	dst = append(dst, `,"t0":`...)
+	dst = strconv.AppendInt(dst, first, 10)
+	dst = append(dst, `,"t1":`...)
+	dst = strconv.AppendInt(dst, last, 10)
+	if history {
+		dst = append(dst, `,"h":true`...)
+	}
+	return append(dst, "}}"...), nil
+}
+
+// Lost returns the tombstone as the shape records writes it.
+func Lost(dst []byte, e *Envelope, t Tombstone) []byte { return appendLoss(dst, e, t) }

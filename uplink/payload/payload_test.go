@@ -102,6 +102,10 @@ func TestGolden(t *testing.T) {
 		}
 		return out
 	}
+	said, err := Said(nil, envelope(), unsynced, c, known, true)
+	if err != nil {
+		t.Fatal(err)
+	}
 	about := About{Gateway: "sc-0042", Site: "wuhan-hanyang", Version: "0.1.0", Sent: t0,
 		Labels:  map[string]string{"district": "hanyang"},
 		Devices: []Device{{"meter-1", "eastron-sdm630", "modbus-rtu", 5 * time.Second}, {"air-1", "plantower-pms5003", "serial", 0}}}
@@ -119,6 +123,7 @@ func TestGolden(t *testing.T) {
 		{"senml", "senml", mustData(t, "senml-json", testBatch(c), c, asWall, true)},
 		{"senml-tombstone", "senml", loss("senml-json", Tombstone{5, 9, 5, 4812, t0, t0 + 5000, "full"})},
 		{"packed-head", "packed", packedHead(t, mustData(t, "packed", unsynced, c, known, true))},
+		{"commit", "commit", said},
 		{"tombstone", "tombstone", loss("records", Tombstone{5, 9, 5, 4812, t0, t0 + 5000, "full"})},
 		{"tombstone-unknown", "tombstone", loss("columns", Tombstone{10, 10, 1, -1, 0, 0, "corrupt"})},
 		{"meta", "meta", Meta(about, c)},
