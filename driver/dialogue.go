@@ -31,6 +31,8 @@ type dialogue interface {
 func newDialogue(d *device) (dialogue, error) {
 	m := d.opt.Map
 	switch {
+	case m.Handshake.Asks():
+		return newReadout(d), nil
 	case m.Polled():
 		return newAskThenRead(d)
 	}
@@ -120,6 +122,9 @@ func (l *Line) round(j *job, c *call) (again time.Duration, err error) {
 			l.log.Error("a poll panicked", "device", j.dev.name, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
 			l.count(func(p *public) { p.panics++ })
 			l.wire.dirty = true
+			if c.changed {
+				c.setMode(l.mode)
+			}
 			again, err = 0, fmt.Errorf("%w: the answer could not be decoded", ErrMismatch)
 		}
 	}()
@@ -179,6 +184,7 @@ type call struct {
 	bytes   int // received since the first request
 	changed bool
 	scratch []telemetry.Reading
+	at      []profile.Moment
 }
 
 // timeout is how long the device may take to begin its answer.
@@ -275,14 +281,23 @@ func (c *call) emit(decode func(base uint32, dst []telemetry.Reading) []telemetr
 	l := c.line
 	c.scratch = decode(c.dev.opt.Base, c.scratch[:0])
 	l.wire.count.Answers++
-	l.tell(c.dev, c.scratch, c.out)
+	l.tell(c.dev, c.scratch, nil, c.out)
+}
+
+// emitFrame is emit for a frame of the device's profile. Readings that the
+// device has a time for come with that time.
+func (c *call) emitFrame(raw []byte) {
+	l := c.line
+	c.scratch, c.at = c.dev.opt.Map.DecodeTimed(raw, c.dev.opt.Base, c.scratch[:0], c.at)
+	l.wire.count.Answers++
+	l.tell(c.dev, c.scratch, c.at, c.out)
 }
 
 // tell emits the readings of one frame, which ends now: a group for each
 // record that was not told before. A good frame may speak of nothing we want.
-func (l *Line) tell(d *device, all []telemetry.Reading, emit func(*telemetry.Group)) {
+func (l *Line) tell(d *device, all []telemetry.Reading, moments []profile.Moment, emit func(*telemetry.Group)) {
 	at := l.clk.Stamp()
-	profile.Groups(all, func(g []telemetry.Reading) {
+	profile.Groups(l.timed(d, all, moments, at, emit), func(g []telemetry.Reading) {
 		if !d.memory.New(g, d.opt.Base) {
 			return
 		}

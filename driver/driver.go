@@ -64,6 +64,8 @@ type Device struct {
 	Unit    int             `yaml:"unit" min:"0" max:"65535" doc:"Unit address: for Modbus 1 to 247 (0 to 255 on TCP), for serial devices that have one what is set in them; default: the profile's."`
 	Every   time.Duration   `yaml:"every" doc:"Period of polling; default: the profile's, else 10s."`
 	Timeout time.Duration   `yaml:"timeout" doc:"How long this device may take to answer, if not as the line says."`
+	Address string          `yaml:"address" doc:"Number by which a meter is called on a line with several (IEC 62056-21); any meter answers if not given."`
+	MaxBaud int             `yaml:"max_baud" min:"0" max:"19200" doc:"Highest speed that a meter is asked to go to (IEC 62056-21); default: what it offers."`
 	Points  []profile.Point `yaml:"points,keyed" doc:"Points of a device without a profile."`
 	Frames  *profile.Frames `yaml:"frames" doc:"Frames of a serial device without a profile."`
 
@@ -178,6 +180,15 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 		}
 		if d.Profile == "" && len(d.Points) == 0 {
 			report(path, "this device has neither a profile nor points", "write profile: NAME, or points:")
+		}
+		asks := d.Map != nil && d.Map.Handshake.Asks()
+		if err := checkAddress(d.Address); err != nil {
+			report(path+".address", err.Error(), "")
+		} else if d.Address != "" && !asks && d.Map != nil {
+			report(path+".address", "this device is not called by a number", "remove it")
+		}
+		if d.MaxBaud != 0 && d.Map != nil && (!asks || !profile.IsBaud(d.MaxBaud)) {
+			report(path+".max_baud", fmt.Sprintf("%d is no speed that this device can be asked for", d.MaxBaud), "for a meter that is read out by IEC 62056-21 write 300, 600, 1200, 2400, 4800, 9600 or 19200")
 		}
 		if err == nil && d.Map != nil {
 			switch listens := e.kind == kindListen; {

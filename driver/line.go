@@ -87,6 +87,8 @@ type device struct {
 	grid    grid
 	talker  *talker // of a device that talks by itself, else nil
 	memory  *profile.Memory
+	// of points whose values have a time of the device
+	measured map[uint32]*measured
 
 	known learned // what it does not let itself be read across
 

@@ -26,6 +26,7 @@ type talker struct {
 	started time.Time // when init was sent last
 	kept    time.Time // when init or keep was sent last; zero on a fresh line
 	thinned time.Time // when a frame was told last
+	at      []profile.Moment
 }
 
 func newTalker(d *device, now time.Time) *talker {
@@ -134,7 +135,7 @@ func (l *Line) feed(d *device, b []byte, now time.Time, emit func(*telemetry.Gro
 				l.wire.count.Stray++
 				return
 			}
-			t.frame = d.opt.Map.DecodeFrame(raw, d.opt.Base, t.frame[:0])
+			t.frame, t.at = d.opt.Map.DecodeTimed(raw, d.opt.Base, t.frame[:0], t.at)
 			l.wire.count.Answers++
 			t.heard, t.quality, t.told = now, telemetry.Good, time.Time{}
 			l.account(d, nil, false, 0, 0)
@@ -144,7 +145,7 @@ func (l *Line) feed(d *device, b []byte, now time.Time, emit func(*telemetry.Gro
 				}
 				t.thinned = now
 			}
-			l.tell(d, t.frame, emit)
+			l.tell(d, t.frame, t.at, emit)
 		}
 		if t.scan.Feed(b, take); b == nil {
 			t.scan.Flush(take)
@@ -190,6 +191,7 @@ func (l *Line) failTalker(d *device, q telemetry.Quality, c telemetry.Cause, err
 		return
 	}
 	t.quality, t.cause, t.told = q, c, now
+	clear(d.measured) // the next value is told, new or not
 	l.group.At = l.clk.Stamp()
 	l.group.Readings = l.group.Readings[:0]
 	for i := range d.opt.Map.Points {

@@ -189,6 +189,7 @@ func (l *Line) fail(j *job, err error, now time.Time, emit func(*telemetry.Group
 		return
 	}
 	j.failure, j.told = err, now
+	clear(j.dev.measured)
 	l.group.At = l.clk.Stamp()
 	l.group.Readings = l.group.Readings[:0]
 	for _, i := range j.req.Points {

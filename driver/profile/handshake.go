@@ -18,7 +18,9 @@ type Handshake struct {
 // handshakes are the known kinds.
 var handshakes = []string{"dsmr", "iec62056-21"}
 
-// bauds are the speeds of IEC 62056-21.
+// IsBaud says whether IEC 62056-21 has a speed.
+func IsBaud(n int) bool { return slices.Contains(bauds, n) }
+
 var bauds = []int{300, 600, 1200, 2400, 4800, 9600, 19200}
 
 // UnmarshalText takes the kind alone.
@@ -46,7 +48,7 @@ func (h *Handshake) build(p *Profile, r report) {
 		r("", "the handshake says what is sent", "remove talk")
 	case h.Kind == "dsmr" && (h.Mode != "" || h.MaxBaud != 0 || h.Wake != 0):
 		r("", "mode, max_baud and wake are for iec62056-21", "remove them")
-	case h.MaxBaud != 0 && !slices.Contains(bauds, h.MaxBaud):
+	case h.MaxBaud != 0 && !IsBaud(h.MaxBaud):
 		r("max_baud", fmt.Sprintf("%d is no speed of IEC 62056-21", h.MaxBaud), "write 300, 600, 1200, 2400, 4800, 9600 or 19200")
 	case h.Wake < 0 || h.Wake > 10*time.Second:
 		r("wake", fmt.Sprintf("%v is outside 0..10s", h.Wake), "write wake: 2.2s")
