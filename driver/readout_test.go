@@ -15,9 +15,9 @@ import (
 	"tidegate/internal/telemetry"
 )
 
-// meter is a meter of IEC 62056-21 on the master's side of a pty. It looks
+// d0Meter is a meter of IEC 62056-21 on the master's side of a pty. It looks
 // at the speed of the line whenever it hears or says something.
-type meter struct {
+type d0Meter struct {
 	t      testing.TB
 	port   *os.File
 	ident  string // behind the slash
@@ -41,7 +41,7 @@ const reply = 900 * time.Millisecond
 const table = "F.F(00000000)\r\n1.8.0(001846.5*kWh)\r\n32.7.0(231*V)\r\n!\r\n"
 
 // speed returns the baud rate and format of the port as they are now.
-func (m *meter) speed() string {
+func (m *d0Meter) speed() string {
 	var tio *unix.Termios
 	conn, err := m.port.SyscallConn()
 	if err == nil {
@@ -57,7 +57,7 @@ func (m *meter) speed() string {
 	return fmt.Sprintf("%d 7E1", baud)
 }
 
-func (m *meter) readout() []byte {
+func (m *d0Meter) readout() []byte {
 	if m.plain {
 		return []byte(m.body)
 	}
@@ -71,7 +71,7 @@ func (m *meter) readout() []byte {
 }
 
 // serve answers until the port is closed.
-func (m *meter) serve() {
+func (m *d0Meter) serve() {
 	var in []byte
 	buf := make([]byte, 256)
 	round, fault := 0, ""
@@ -120,7 +120,7 @@ func (m *meter) serve() {
 	}
 }
 
-func (m *meter) signOn(line, fault string) {
+func (m *d0Meter) signOn(line, fault string) {
 	switch fault {
 	case "silent":
 		return
@@ -146,7 +146,7 @@ func (m *meter) signOn(line, fault string) {
 	}
 }
 
-func (m *meter) acknowledged(line, fault string) {
+func (m *d0Meter) acknowledged(line, fault string) {
 	if fault == "deaf" || fault == "no change" && line[2] != '0' {
 		return
 	}
@@ -158,7 +158,7 @@ func (m *meter) acknowledged(line, fault string) {
 }
 
 // send sends the readout, and notes if the line does not have the speed.
-func (m *meter) send(baud int, fault string) {
+func (m *d0Meter) send(baud int, fault string) {
 	if at, want := m.speed(), fmt.Sprintf("%d 7E1", baud); at != want {
 		m.mu.Lock()
 		m.wrong = append(m.wrong, fmt.Sprintf("the line has %s while the meter sends at %s", at, want))
@@ -184,7 +184,7 @@ func (m *meter) send(baud int, fault string) {
 	}
 }
 
-func (m *meter) start(t testing.TB) (path string) {
+func (m *d0Meter) start(t testing.TB) (path string) {
 	t.Helper()
 	m.t = t
 	m.port, path = openPTY(t)
@@ -193,7 +193,7 @@ func (m *meter) start(t testing.TB) (path string) {
 }
 
 // result is what a line with one meter says until a quality comes.
-func readMeter(t *testing.T, m *meter, o Options, every time.Duration) (*Line, *sink) {
+func readMeter(t *testing.T, m *d0Meter, o Options, every time.Duration) (*Line, *sink) {
 	t.Helper()
 	o.Name, o.Connect = "head", "serial://"+m.start(t)
 	if o.Timeout == 0 {
@@ -205,7 +205,7 @@ func readMeter(t *testing.T, m *meter, o Options, every time.Duration) (*Line, *
 	for i := range o.Devices {
 		d := &o.Devices[i]
 		if d.Map == nil {
-			d.Map = library(t, "iec62056-21")
+			d.Map = ready(t, "iec62056-21")
 		}
 		d.Every = every
 		d.Base = uint32(1000 * i)
@@ -216,7 +216,7 @@ func readMeter(t *testing.T, m *meter, o Options, every time.Duration) (*Line, *
 	return l, s
 }
 
-func library(t testing.TB, name string) *profile.Profile {
+func ready(t testing.TB, name string) *profile.Profile {
 	t.Helper()
 	lib, err := profile.Load()
 	if err != nil {
@@ -247,7 +247,7 @@ func (s *sink) readings(p *profile.Profile, base uint32) map[string]string {
 	return out
 }
 
-func (m *meter) said() (heard, wrong string) {
+func (m *d0Meter) said() (heard, wrong string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return strings.Join(m.heard, "\n"), strings.Join(m.wrong, "\n")
@@ -281,8 +281,8 @@ func TestReadout(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			m := &meter{ident: c.ident, number: c.number, body: table, plain: c.plain, fault: func(int) string { return c.fault }}
-			c.opt.Name, c.opt.Map = "meter", library(t, "iec62056-21")
+			m := &d0Meter{ident: c.ident, number: c.number, body: table, plain: c.plain, fault: func(int) string { return c.fault }}
+			c.opt.Name, c.opt.Map = "meter", ready(t, "iec62056-21")
 			l, s := readMeter(t, m, Options{Line: c.line, Timeout: 3 * time.Second, Devices: []Device{c.opt}}, time.Hour)
 			until(t, 30*time.Second, "a readout", func() bool { return l.Stats().Devices[0].Polls > 0 })
 			heard, wrong := m.said()
@@ -332,7 +332,7 @@ func TestReadoutFaults(t *testing.T) {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
 			fired := 0
-			m := &meter{ident: "LGz5ZMD", body: table, fault: func(int) string { fired++; return fault }}
+			m := &d0Meter{ident: "LGz5ZMD", body: table, fault: func(int) string { fired++; return fault }}
 			l, s := readMeter(t, m, Options{}, time.Hour)
 			until(t, 20*time.Second, "a failed round", func() bool { return l.Stats().Devices[0].Failed > 0 })
 			if n := s.count(0, telemetry.Comm, c.cause); n != 1 {
@@ -358,7 +358,7 @@ func TestReadoutRecovers(t *testing.T) {
 	for _, fault := range []string{"silent", "damaged", "cut", "deaf"} {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
-			m := &meter{ident: "LGz5ZMD", body: table, fault: func(round int) string {
+			m := &d0Meter{ident: "LGz5ZMD", body: table, fault: func(round int) string {
 				if round == 1 {
 					return fault
 				}
@@ -377,7 +377,7 @@ func TestReadoutRecovers(t *testing.T) {
 // speed is read at the first one.
 func TestReadoutStaysSlow(t *testing.T) {
 	t.Parallel()
-	m := &meter{ident: "LGz5ZMD", body: table, fault: func(int) string { return "no change" }}
+	m := &d0Meter{ident: "LGz5ZMD", body: table, fault: func(int) string { return "no change" }}
 	l, _ := readMeter(t, m, Options{}, 100*time.Millisecond)
 	until(t, 30*time.Second, "a readout", func() bool { return l.Stats().Devices[0].Good > 1 })
 	heard, wrong := m.said()
@@ -420,7 +420,7 @@ func (s *changing) SetMode(m lineMode) error {
 	if len(s.changed) == 1 {
 		// Six characters of 10 bits at 300 baud are on the wire for 200 ms.
 		s.early = time.Since(s.acked) < 200*time.Millisecond
-		s.in.Write((&meter{body: table}).readout())
+		s.in.Write((&d0Meter{body: table}).readout())
 	}
 	return nil
 }
@@ -429,7 +429,7 @@ func (s *changing) SetMode(m lineMode) error {
 // and changed back at the end.
 func TestSpeedChange(t *testing.T) {
 	t.Parallel()
-	p := library(t, "iec62056-21")
+	p := ready(t, "iec62056-21")
 	l := open(t, Options{Name: "head", Connect: "serial:///dev/null", Timeout: 100 * time.Millisecond, Devices: []Device{{Name: "meter", Map: p}}})
 	st, s := &changing{}, &sink{}
 	l.wire.attach(st, time.Now())
@@ -443,9 +443,9 @@ func TestSpeedChange(t *testing.T) {
 // TestReadoutWakes: a meter with a battery gets its zero bytes first.
 func TestReadoutWakes(t *testing.T) {
 	t.Parallel()
-	p := *library(t, "iec62056-21")
+	p := *ready(t, "iec62056-21")
 	p.Handshake = &profile.Handshake{Kind: "iec62056-21", Wake: 2200 * time.Millisecond}
-	m := &meter{ident: "LGz5ZMD", body: table}
+	m := &d0Meter{ident: "LGz5ZMD", body: table}
 	l, _ := readMeter(t, m, Options{Devices: []Device{{Name: "meter", Map: &p}}}, time.Hour)
 	until(t, 20*time.Second, "a readout", func() bool { return l.Stats().Devices[0].Good > 0 })
 	if m.mu.Lock(); m.zeros < 60 || m.zeros > 70 {
@@ -457,9 +457,9 @@ func TestReadoutWakes(t *testing.T) {
 // TestReadoutStops: a meter that takes a minute does not hold up the end.
 func TestReadoutStops(t *testing.T) {
 	t.Parallel()
-	m := &meter{ident: "LGz5ZMD", body: table, fault: func(int) string { return "deaf" }}
+	m := &d0Meter{ident: "LGz5ZMD", body: table, fault: func(int) string { return "deaf" }}
 	o := Options{Timeout: 30 * time.Second}
-	o.Devices = []Device{{Name: "meter", Map: library(t, "iec62056-21"), Every: time.Hour}}
+	o.Devices = []Device{{Name: "meter", Map: ready(t, "iec62056-21"), Every: time.Hour}}
 	o.Name, o.Connect = "head", "serial://"+m.start(t)
 	l := open(t, o)
 	stop := run(t, l, (&sink{}).emit)
@@ -474,8 +474,8 @@ func TestReadoutStops(t *testing.T) {
 // TestTwoMeters: two meters on one line are called by their numbers.
 func TestTwoMeters(t *testing.T) {
 	t.Parallel()
-	m := &meter{ident: "LGz5ZMD", number: "1", body: table}
-	a, b := library(t, "iec62056-21"), library(t, "iec62056-21")
+	m := &d0Meter{ident: "LGz5ZMD", number: "1", body: table}
+	a, b := ready(t, "iec62056-21"), ready(t, "iec62056-21")
 	l, s := readMeter(t, m, Options{Devices: []Device{{Name: "here", Map: a, Address: "1"}, {Name: "gone", Map: b, Address: "2"}}}, time.Hour)
 	until(t, 20*time.Second, "both", func() bool { d := l.Stats().Devices; return d[0].Good > 0 && d[1].Failed > 0 })
 	if s.readings(a, 0)["energy_import"] != "1846.5" || s.readings(b, 1000)["energy_import"] != "comm/timeout" {
@@ -488,7 +488,7 @@ func TestTwoMeters(t *testing.T) {
 func TestP1(t *testing.T) {
 	t.Parallel()
 	master, path := openPTY(t)
-	p := library(t, "dsmr-p1")
+	p := ready(t, "dsmr-p1")
 	p.Frames = &profile.Frames{Kind: "obis"} // all telegrams, however fast they come
 	l := open(t, Options{Name: "p1", Connect: "serial://" + path, Devices: []Device{{Name: "house", Map: p, Every: time.Second}}})
 	var s sink
@@ -536,7 +536,7 @@ func TestP1(t *testing.T) {
 func TestTimed(t *testing.T) {
 	t.Parallel()
 	_, path := openPTY(t)
-	l := open(t, Options{Name: "p1", Connect: "serial://" + path, Devices: []Device{{Name: "house", Map: library(t, "dsmr-p1")}}})
+	l := open(t, Options{Name: "p1", Connect: "serial://" + path, Devices: []Device{{Name: "house", Map: ready(t, "dsmr-p1")}}})
 	var s sink
 	d := l.devices[0]
 	tell := func(mark int64, age, renewed time.Duration) string {
