@@ -66,6 +66,9 @@ func (p *parser) files() {
 	if o.PasswordFile != "" {
 		p.secret("uplink.password_file", o.PasswordFile, codeCert)
 	}
+	if o.TokenFile != "" {
+		p.secret("uplink.token_file", o.TokenFile, codeCert)
+	}
 	if o.ProxyFile != "" {
 		p.secret("uplink.proxy_password_file", o.ProxyFile, codeCert)
 	}

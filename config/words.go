@@ -94,8 +94,8 @@ func (p *parser) broker() {
 }
 
 func (p *parser) brokerURL(path, key, s string) {
-	const expected = "expected mqtts://, wss://, or to this machine mqtt:// or ws://"
-	known := []string{"mqtts", "mqtt", "wss", "ws"}
+	const expected = "expected mqtts://, wss:// or https://"
+	known := []string{"mqtts", "mqtt", "wss", "ws", "https", "http"}
 	scheme, rest, ok := strings.Cut(s, "://")
 	switch {
 	case s == "":
@@ -103,7 +103,7 @@ func (p *parser) brokerURL(path, key, s string) {
 	case !ok && hostPort.MatchString(s):
 		p.doc.Report(path, document.CodeValue, fmt.Sprintf("%s: %q has no scheme", key, s), didYouMean("", "mqtts://"+s))
 	case ok && !oneOf(scheme, known):
-		said := map[string]string{"ssl": "mqtts", "tls": "mqtts", "tcps": "mqtts", "https": "mqtts", "tcp": "mqtt", "http": "mqtt"}[scheme]
+		said := map[string]string{"ssl": "mqtts", "tls": "mqtts", "tcps": "mqtts", "tcp": "mqtt"}[scheme]
 		if said == "" {
 			said = document.Nearest(scheme, known)
 		}

@@ -10,10 +10,10 @@ import (
 
 // broker is a parsed url.
 type broker struct {
-	scheme     string // mqtts, mqtt, wss, ws
+	scheme     string // mqtts, mqtt, wss, ws, https, http
 	secure     bool   // TLS
 	host, port string
-	path       string // of a WebSocket, with its query
+	path       string // of a WebSocket or a receiver, with its query
 }
 
 func (b broker) addr() string { return net.JoinHostPort(b.host, b.port) }
@@ -22,6 +22,9 @@ func (b broker) String() string { return b.scheme + "://" + b.addr() + b.path }
 
 // websocket tells whether MQTT travels in a WebSocket.
 func (b broker) websocket() bool { return b.scheme == "ws" || b.scheme == "wss" }
+
+// posts tells whether messages travel as HTTP requests.
+func (b broker) posts() bool { return b.scheme == "https" || b.scheme == "http" }
 
 // loopback tells whether the host can only be this machine.
 func (b broker) loopback() bool {
@@ -38,10 +41,11 @@ var schemes = map[string]struct{ name, port string }{
 	"mqtts": {"mqtts", "8883"}, "ssl": {"mqtts", "8883"}, "tls": {"mqtts", "8883"},
 	"mqtt": {"mqtt", "1883"}, "tcp": {"mqtt", "1883"},
 	"wss": {"wss", "443"}, "ws": {"ws", "80"},
+	"https": {"https", "443"}, "http": {"http", "80"},
 }
 
 // expectedSchemes is what the url of a broker begins with.
-const expectedSchemes = "mqtts://, wss://, or to this machine mqtt:// or ws://"
+const expectedSchemes = "mqtts://, wss:// or https://, or to this machine mqtt://, ws:// or http://"
 
 func parseURL(s string) (broker, error) {
 	if s == "" {
@@ -52,7 +56,7 @@ func parseURL(s string) (broker, error) {
 		return broker{}, fmt.Errorf("%q is not a broker url", redact(s))
 	}
 	scheme, known := schemes[u.Scheme]
-	b := broker{scheme: scheme.name, secure: strings.HasSuffix(scheme.name, "s") && scheme.name != "ws", host: u.Hostname(), port: u.Port()}
+	b := broker{scheme: scheme.name, secure: scheme.name == "mqtts" || scheme.name == "wss" || scheme.name == "https", host: u.Hostname(), port: u.Port()}
 	if !known {
 		return broker{}, fmt.Errorf("unknown scheme %q: expected %s", u.Scheme, expectedSchemes)
 	}
@@ -71,7 +75,9 @@ func parseURL(s string) (broker, error) {
 	if u.Fragment != "" {
 		return broker{}, fmt.Errorf("a broker url has no part behind #")
 	}
-	if b.websocket() {
+	if b.posts() {
+		b.path = u.RequestURI()
+	} else if b.websocket() {
 		// /mqtt is what nearly every broker listens to.
 		if b.path = u.RequestURI(); u.Path == "" && u.RawQuery == "" {
 			b.path = "/mqtt"

@@ -168,6 +168,19 @@ func (w *wire) fail(err error) error {
 	return err
 }
 
+// lose takes note that the client gave the connection up, and closed it.
+func (w *wire) lose(err error) {
+	if err == nil || err.Error() == "pingresp not received, disconnecting" {
+		err = errPing
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.err == nil {
+		w.err = err
+		close(w.dead)
+	}
+}
+
 // cause returns the first error of the connection, nil while it lives.
 func (w *wire) cause() error {
 	w.mu.Lock()

@@ -111,11 +111,11 @@ func explain(at stage, err error, s situation) *Error {
 	case atTLS:
 		explainTLS(e, err, s)
 	case atConnect:
-		if !explainAlert(e, err, s) {
+		if !explainAnswer(e, err, s) && !explainAlert(e, err, s) {
 			explainConnect(e, err, s)
 		}
 	case atSession:
-		if !explainAlert(e, err, s) {
+		if !explainAnswer(e, err, s) && !explainAlert(e, err, s) {
 			explainSession(e, err, s)
 		}
 	}
@@ -323,6 +323,15 @@ func explainConnect(e *Error, err error, s situation) {
 		e.Seen = err.Error()
 		e.Likely = "another path, or a web server or proxy that passes no WebSockets on"
 		e.Try = "check the path in uplink.url; many brokers use /mqtt"
+	case s.broker.posts() && isTimeout(err):
+		e.Code, e.Msg = "https-silent", fmt.Sprintf("%s took our connection but never answered", addr)
+		e.Likely, e.Try = "the server is overloaded, or another service is behind this port", "check the port in uplink.url"
+	case s.broker.posts() && peerClosed(err):
+		e.Code, e.Msg = "https-closed", fmt.Sprintf("%s closed the connection instead of answering", addr)
+		e.Likely, e.Try = "no web server is behind this port, or it does not take our client certificate", "check the port in uplink.url"
+	case s.broker.posts():
+		e.Code, e.Msg = "https", fmt.Sprintf("%s gives no answer that a web server would give", addr)
+		e.Likely, e.Try = "no web server is behind this port", "check the port in uplink.url"
 	case isTimeout(err):
 		e.Code, e.Msg = "mqtt-silent", fmt.Sprintf("%s took our connection but never answered in MQTT", addr)
 		e.Likely = "this port is not MQTT, or the broker is overloaded"

@@ -258,8 +258,8 @@ func (l *loaded) config(o *Options, b broker, now func() time.Time) *tls.Config 
 		MinVersion: tls.VersionTLS12, RootCAs: l.roots, ServerName: b.host,
 		NextProtos: o.TLS.ALPN, ClientSessionCache: l.cache, Time: now,
 	}
-	if b.websocket() && len(c.NextProtos) == 0 {
-		c.NextProtos = []string{"http/1.1"} // or a server may choose HTTP/2, which has other WebSockets
+	if (b.websocket() || b.posts()) && len(c.NextProtos) == 0 {
+		c.NextProtos = []string{"http/1.1"} // or a server may choose HTTP/2
 	}
 	if l.must {
 		c.VerifyConnection = func(s tls.ConnectionState) error { return checkRevoked(l.crls, s.VerifiedChains, now()) }

@@ -18,9 +18,12 @@ type link struct {
 	files  loaded // the certificate files it was made with
 	client mqtt.Client
 	wire   *wire
-	lost   chan error // 1-buffered: the client gave the connection up
 	in     chan incoming
+	last   uint16 // number of the message handed over last
+	quicks uint64 // messages of quality 0 handed over
 }
+
+var _ carrier = (*link)(nil)
 
 // publishWait is how long a Publish may wait for the client to take the
 // message. It is only called when the client has nothing to write, so this
@@ -28,7 +31,7 @@ type link struct {
 const publishWait = 2 * time.Second
 
 // open makes one connection: files, TCP, TLS, CONNECT.
-func (u *Uplink) open(ctx context.Context) (*link, *Error) {
+func (u *Uplink) open(ctx context.Context) (carrier, *Error) {
 	b := u.broker()
 	var files loaded
 	if b.secure {
@@ -37,11 +40,7 @@ func (u *Uplink) open(ctx context.Context) (*link, *Error) {
 			return nil, explain(atFiles, err, u.situation(b))
 		}
 	}
-	w, err := u.dial(ctx, b, files)
-	var l *link
-	if err == nil {
-		l, err = u.connect(ctx, w, true)
-	}
+	c, err := u.carrier(ctx, b, files)
 	if err != nil {
 		if b.secure && ctx.Err() == nil && u.id.refuse(files, err) {
 			u.log.Warn("no connection with the new certificate files: back to those that worked", "code", err.Code, "error", err.Error())
@@ -50,6 +49,26 @@ func (u *Uplink) open(ctx context.Context) (*link, *Error) {
 	}
 	if b.secure {
 		u.id.accept(files)
+	}
+	return c, nil
+}
+
+// carrier makes the connection that the url asks for.
+func (u *Uplink) carrier(ctx context.Context, b broker, files loaded) (carrier, *Error) {
+	if b.posts() {
+		p, err := u.openPosts(ctx, b, files)
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
+	}
+	w, err := u.dial(ctx, b, files)
+	if err != nil {
+		return nil, err
+	}
+	l, err := u.connect(ctx, w, true)
+	if err != nil {
+		return nil, err
 	}
 	l.files = files
 	return l, nil
@@ -67,21 +86,29 @@ func (u *Uplink) reach(ctx context.Context, b broker) (*wire, *Error) {
 	return u.dial(ctx, b, files)
 }
 
-// dial opens TCP, through the proxy if there is one, TLS and WebSocket.
+// dial opens what MQTT is written to: TCP, TLS and WebSocket.
 func (u *Uplink) dial(ctx context.Context, b broker, files loaded) (*wire, *Error) {
-	raw, err := u.tcp(ctx, b, u.tune.connect)
+	c, raw, err := u.secured(ctx, b, files)
 	if err != nil {
 		return nil, err
 	}
-	var c net.Conn = raw
-	if b.secure {
-		t, err := openTLS(ctx, raw, files.config(&u.opts, b, u.now), u.tune.connect)
-		if err != nil {
-			return nil, explain(atTLS, err, u.situation(b))
-		}
-		c = t
-	}
 	return u.wrap(ctx, b, c, raw)
+}
+
+// secured opens TCP, through the proxy if there is one, and TLS.
+func (u *Uplink) secured(ctx context.Context, b broker, files loaded) (net.Conn, *rawConn, *Error) {
+	raw, err := u.tcp(ctx, b, u.tune.connect)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !b.secure {
+		return raw, raw, nil
+	}
+	t, problem := openTLS(ctx, raw, files.config(&u.opts, b, u.now), u.tune.connect)
+	if problem != nil {
+		return nil, nil, explain(atTLS, problem, u.situation(b))
+	}
+	return t, raw, nil
 }
 
 // wrap makes what MQTT is written to of an open connection.
@@ -148,7 +175,7 @@ func tcpStage(err error) stage {
 // connect speaks MQTT on an open connection; with a will if this is the
 // gateway itself. The wire is closed if it fails.
 func (u *Uplink) connect(ctx context.Context, w *wire, will bool) (*link, *Error) {
-	l := &link{wire: w, lost: make(chan error, 1), in: make(chan incoming, 16)}
+	l := &link{wire: w, in: make(chan incoming, 16)}
 	password, err := readSecret(u.opts.PasswordFile, "uplink.password_file")
 	if err != nil {
 		w.abort()
@@ -161,7 +188,7 @@ func (u *Uplink) connect(ctx context.Context, w *wire, will bool) (*link, *Error
 		SetAutoReconnect(false).SetConnectRetry(false).SetResumeSubs(false).
 		SetKeepAlive(u.opts.Keepalive).SetPingTimeout(u.pingTimeout()).
 		SetConnectTimeout(u.tune.connect).SetWriteTimeout(publishWait).
-		SetConnectionLostHandler(func(_ mqtt.Client, err error) { l.lost <- err }).
+		SetConnectionLostHandler(func(_ mqtt.Client, err error) { w.lose(err) }).
 		SetCustomOpenConnectionFn(func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return w, nil })
 	if m, ok := u.speaker.will(); will && ok {
 		o.SetBinaryWill(m.topic, m.body, 1, m.retained)
@@ -220,38 +247,97 @@ func (l *link) end(politely bool) {
 	l.client.Disconnect(250)
 }
 
-// publish hands a message to the client, which writes it by itself. The
-// bytes must stay as they are until the PUBACK.
-func (l *link) publish(topic string, retained bool, b []byte) (*mqtt.PublishToken, error) {
+// post hands a message to the client, which writes it by itself.
+func (l *link) post(m message, _ string) (ticket, error) {
 	select {
 	case <-l.wire.dead: // the connection knows before the client does
 		return nil, l.wire.cause()
 	default:
 	}
-	token, ok := l.client.Publish(topic, 1, retained, b).(*mqtt.PublishToken)
+	token, ok := l.client.Publish(m.topic, 1, m.retained, m.body).(*mqtt.PublishToken)
 	if !ok {
-		return nil, fmt.Errorf("uplink: no token for a publish to %s", topic)
+		return nil, fmt.Errorf("uplink: no token for a publish to %s", m.topic)
 	}
+	l.last = token.MessageID()
 	select {
 	case <-token.Done():
 		// Done this early is a refusal, or a very fast PUBACK.
-		return token, token.Error()
+		if err := token.Error(); err != nil {
+			return nil, l.why(err)
+		}
 	default:
-		return token, nil
 	}
+	return published{token, l}, nil
 }
 
-// publishQuick is publish with quality 0: nothing proves that it arrived.
-func (l *link) publishQuick(topic string, retained bool, b []byte) error {
-	token := l.client.Publish(topic, 0, retained, b)
+// quick is post with quality 0: nothing proves that it arrived.
+func (l *link) quick(m message) error {
+	l.quicks++
+	token := l.client.Publish(m.topic, 0, m.retained, m.body)
 	select {
 	case <-l.wire.dead:
 		return l.wire.cause()
 	case <-token.Done():
-		return token.Error()
+		if err := token.Error(); err != nil {
+			return l.why(err)
+		}
 	default:
-		return nil
 	}
+	return nil
+}
+
+// busy tells whether the client still writes the message handed over last.
+func (l *link) busy() bool {
+	return l.last != 0 && l.wire.proofOf(l.last).written.IsZero() || l.wire.quickly() < l.quicks
+}
+
+func (l *link) held() time.Time           { return time.Time{} }
+func (l *link) changed() <-chan struct{}  { return l.wire.notify }
+func (l *link) gone() <-chan struct{}     { return l.wire.dead }
+func (l *link) incoming() <-chan incoming { return l.in }
+func (l *link) peer() (broker, loaded)    { return l.wire.broker, l.files }
+
+// why prefers the error of the connection to what the client says.
+func (l *link) why(err error) error {
+	if err == nil || err.Error() == "connection lost before Publish completed" {
+		select { // the client says why in a moment
+		case <-l.wire.dead:
+		case <-time.After(time.Second):
+		}
+	}
+	if cause := l.wire.cause(); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// published is a PUBLISH on its way. That the token is done is not enough:
+// SUBACK, UNSUBACK and PUBCOMP complete it too.
+type published struct {
+	token *mqtt.PublishToken
+	link  *link
+}
+
+func (p published) done() <-chan struct{} { return p.token.Done() }
+func (p published) written() time.Time    { return p.link.wire.proofOf(p.token.MessageID()).written }
+
+func (p published) drop() {
+	id := p.token.MessageID()
+	p.link.wire.forget(id)
+	if p.link.last == id {
+		p.link.last = 0
+	}
+}
+
+func (p published) outcome() (time.Time, error) {
+	if err := p.token.Error(); err != nil {
+		return time.Time{}, err
+	}
+	acked := p.link.wire.proofOf(p.token.MessageID()).acked
+	if acked.IsZero() {
+		return acked, errProof
+	}
+	return acked, nil
 }
 
 // subscribe asks for a topic filter with quality 1; what comes is put into
@@ -269,8 +355,6 @@ func (l *link) subscribe(filter, who string, limit time.Duration) error {
 	select {
 	case <-l.wire.dead:
 		return l.wire.cause()
-	case err := <-l.lost:
-		return err
 	case <-wait.C:
 		return errStalled
 	case <-token.Done():
@@ -283,16 +367,4 @@ func (l *link) subscribe(filter, who string, limit time.Duration) error {
 			Likely: "an access rule of the broker", Try: "ask the cloud team for read access to this topic"}
 	}
 	return nil
-}
-
-// proven tells whether the PUBACK for this very publish came on this
-// connection. A token that is done is not enough: SUBACK, UNSUBACK and
-// PUBCOMP complete it too.
-func (l *link) proven(t *mqtt.PublishToken) bool {
-	select {
-	case <-t.Done():
-	default:
-		return false
-	}
-	return t.Error() == nil && !l.wire.proofOf(t.MessageID()).acked.IsZero()
 }

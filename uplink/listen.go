@@ -41,8 +41,8 @@ func Listen(ctx context.Context, o Options, filters []string, got func(topic str
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-l.lost:
-			return explain(atConnect, err, u.situation(u.broker()))
+		case <-l.wire.dead:
+			return explain(atConnect, l.wire.cause(), u.situation(u.broker()))
 		case <-t.Done():
 		}
 		if t.Error() != nil || t.Result()[f] > 2 {
@@ -53,8 +53,8 @@ func Listen(ctx context.Context, o Options, filters []string, got func(topic str
 	select {
 	case <-ctx.Done():
 		return nil
-	case err := <-l.lost:
-		return explain(atConnect, err, u.situation(u.broker()))
+	case <-l.wire.dead:
+		return explain(atConnect, l.wire.cause(), u.situation(u.broker()))
 	}
 }
 

@@ -385,6 +385,8 @@ func TestValidate(t *testing.T) {
 		{"proxy", func(o *Options) { o.Proxy = "http://someone:secret@proxy" }},
 		{"proxy", func(o *Options) { o.ProxyUser = "x" }},
 		{"proxy_password_file", func(o *Options) { o.Proxy, o.ProxyFile = "socks5://p", "x" }},
+		{"token_file", func(o *Options) { o.TokenFile = "x" }},
+		{"shape", func(o *Options) { o.Fallback = []string{"https://h/x"}; o.Shape = "sparkplug" }},
 		{"tls.alpn", func(o *Options) { o.TLS.ALPN = []string{""} }},
 		{"tls", func(o *Options) { o.TLS.Cert = "x" }},
 		{"tls", func(o *Options) { o.Identity = "x"; o.TLS.CA = "y" }},

@@ -6,16 +6,19 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"tidegate/uplink/payload"
 )
 
 // Options is the section `uplink` of the configuration.
 type Options struct {
-	URL          string        `yaml:"url" required:"true" doc:"Where the broker is: mqtts://HOST[:8883], wss://HOST[:443][/PATH], or to loopback mqtt://HOST[:1883] or ws://HOST[:80]."`
+	URL          string        `yaml:"url" required:"true" doc:"Where the broker is: mqtts://HOST[:8883], wss://HOST[:443][/PATH] or https://HOST[:443]/PATH, or to loopback mqtt://HOST[:1883], ws:// or http://."`
 	Identity     string        `yaml:"identity" doc:"Folder with ca.crt, client.crt and client.key."`
 	TLS          TLS           `yaml:"tls" doc:"Single files instead of an identity folder."`
 	ClientID     string        `yaml:"client_id" doc:"MQTT client id; default: the gateway id."`
 	Username     string        `yaml:"username" doc:"User name at the broker."`
 	PasswordFile string        `yaml:"password_file" doc:"File whose first line is the password."`
+	TokenFile    string        `yaml:"token_file" doc:"File whose first line is the bearer token for https://."`
 	Fallback     []string      `yaml:"fallback" doc:"Brokers to go to, in this order, while the one of url cannot be reached; the uplink goes back to url when it can."`
 	Proxy        string        `yaml:"proxy" doc:"Proxy on the way to the broker: http://HOST[:3128] or socks5://HOST[:1080]. It resolves the broker's name."`
 	ProxyUser    string        `yaml:"proxy_username" doc:"User name at the proxy."`
@@ -76,6 +79,17 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	o.validateURL("url", o.URL, report)
 	for i, s := range o.Fallback {
 		o.validateURL(fmt.Sprintf("fallback[%d]", i), s, report)
+	}
+	posts := false
+	for _, s := range append([]string{o.URL}, o.Fallback...) {
+		b, err := parseURL(s)
+		posts = posts || err == nil && b.posts()
+	}
+	if posts && slices.Contains(Shapes(), o.Shape) && !slices.Contains(payload.Shapes(), o.Shape) {
+		report("shape", fmt.Sprintf("%s is a dialogue over MQTT and cannot go over https://", o.Shape), "expected one of "+strings.Join(payload.Shapes(), ", "))
+	}
+	if o.TokenFile != "" && !posts {
+		report("token_file", "a bearer token is for https://, and no url has that", "use username and password_file with MQTT")
 	}
 	if len(o.Fallback) > 8 {
 		report("fallback", "at most 8 brokers can stand in", "")

@@ -30,10 +30,11 @@ type scout struct {
 	wg      sync.WaitGroup
 }
 
-func newScout(u *Uplink, l *link) *scout {
+func newScout(u *Uplink, l carrier) *scout {
 	now := time.Now()
-	c := &scout{u: u, files: l.files, seen: l.files.stamp, judged: l.files.stamp, back: make(chan *Error, 1), cancel: func() {}}
-	if l.wire.broker.secure {
+	b, files := l.peer()
+	c := &scout{u: u, files: files, seen: files.stamp, judged: files.stamp, back: make(chan *Error, 1), cancel: func() {}}
+	if b.secure {
 		c.look = now.Add(u.tune.look)
 	}
 	if u.at.Load() > 0 {
@@ -129,6 +130,9 @@ func (c *scout) end() {
 // closes it: a CONNECT with our client id would end the session at work.
 func (u *Uplink) trial(ctx context.Context, b broker) *Error {
 	began := time.Now()
+	if b.posts() {
+		return u.trialPost(ctx, b)
+	}
 	w, err := u.reach(ctx, b)
 	if err != nil {
 		return err
@@ -147,4 +151,17 @@ func (u *Uplink) trial(ctx context.Context, b broker) *Error {
 		return explain(atConnect, err, u.situation(b))
 	}
 	return nil
+}
+
+// trialPost says to a receiver that the gateway is online, which it is.
+func (u *Uplink) trialPost(ctx context.Context, b broker) *Error {
+	files, err := u.loadFiles()
+	if err != nil {
+		return explain(atFiles, err, u.situation(b))
+	}
+	p, problem := u.openPosts(ctx, b, files)
+	if problem == nil {
+		p.end(true)
+	}
+	return problem
 }

@@ -3,9 +3,8 @@ package uplink
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
-
-	mqtt "github.com/eclipse/paho.mqtt.golang"
 
 	"tidegate/internal/telemetry"
 )
@@ -16,7 +15,7 @@ import (
 type session struct {
 	u     *Uplink
 	src   Source
-	link  *link
+	link  carrier
 	began time.Time
 	order order
 	scout *scout
@@ -28,8 +27,6 @@ type session struct {
 	progress time.Time  // last acknowledgement
 	queue    []outgoing // what is said next, one after the other
 	said     []message  // scratch of the speaker
-	last     uint16     // number of the message handed over last
-	quick    uint64     // messages of quality 0 handed over
 	spare    [][]byte   // buffers to use again
 
 	metaSent   map[string]bool // catalogs described on this connection
@@ -48,11 +45,11 @@ type outgoing struct {
 
 // flight is a message that waits for its PUBACK.
 type flight struct {
-	token *mqtt.PublishToken
-	at    time.Time
-	buf   []byte
-	item  Item  // of a batch, without its bytes
-	loss  *Loss // of a tombstone
+	ticket ticket
+	at     time.Time
+	buf    []byte
+	item   Item  // of a batch, without its bytes
+	loss   *Loss // of a tombstone
 	// counts tells batches and tombstones from status and metadata.
 	counts bool
 }
@@ -65,6 +62,7 @@ func (u *Uplink) session(ctx context.Context, src Source) *Error {
 		u.thrown = 0
 		return err
 	}
+	b, _ := l.peer()
 	s := &session{u: u, src: src, link: l, began: time.Now(), metaSent: map[string]bool{}}
 	s.order = newOrder(u, src)
 	s.scout = newScout(u, l)
@@ -79,14 +77,16 @@ func (u *Uplink) session(ctx context.Context, src Source) *Error {
 		default:
 			l.end(false)
 			u.thrown = 0
-			return explain(atSession, s.whyLost(err), u.situation(l.wire.broker))
+			return explain(atSession, l.why(err), u.situation(b))
 		}
 	}
 	u.poison.passed = false
 	u.count(func(st *Stats) { st.Sessions++ })
 	u.setState(StateOnline, nil)
-	u.setCurrent(l)
-	u.log.Info("uplink connected", "uplink", l.wire.broker.String())
+	if l, ok := l.(*link); ok {
+		u.setCurrent(l)
+	}
+	u.log.Info("uplink connected", "uplink", b.String())
 	cause := s.run(ctx)
 	u.setCurrent(nil)
 	s.scout.end()
@@ -106,12 +106,12 @@ func (u *Uplink) session(ctx context.Context, src Source) *Error {
 		return nil
 	}
 	if u.thrown >= 3 {
-		return &Error{Code: "client-id-taken", Msg: l.wire.broker.String() + " throws us out again and again",
+		return &Error{Code: "client-id-taken", Msg: b.String() + " throws us out again and again",
 			Seen:   "the broker closes the connection within a minute while nothing is under way",
 			Likely: "another gateway or tool uses the client id " + u.clientID(),
 			Try:    "look for a second device with this id; give each its own gateway.id", Err: cause}
 	}
-	return explain(atSession, cause, u.situation(l.wire.broker))
+	return explain(atSession, cause, u.situation(b))
 }
 
 func (u *Uplink) setCurrent(l *link) {
@@ -137,13 +137,11 @@ func (s *session) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-s.link.lost:
-			return s.whyLost(err)
-		case <-s.link.wire.dead:
-			return s.link.wire.cause()
+		case <-s.link.gone():
+			return s.link.why(nil)
 		case <-s.head():
-		case <-s.link.wire.notify:
-		case m := <-s.link.in:
+		case <-s.link.changed():
+		case m := <-s.link.incoming():
 			if err := s.u.speaker.heard(s, m); err != nil {
 				return err
 			}
@@ -157,29 +155,12 @@ func (s *session) run(ctx context.Context) error {
 	}
 }
 
-// whyLost prefers the error of the connection to what the client says.
-func (s *session) whyLost(err error) error {
-	if cause := s.link.wire.cause(); cause != nil {
-		return cause
-	}
-	if err == nil || err.Error() == "connection lost before Publish completed" {
-		select { // the client says why in a moment
-		case err = <-s.link.lost:
-		case <-time.After(time.Second):
-		}
-	}
-	if err != nil && err.Error() == "pingresp not received, disconnecting" {
-		return errPing
-	}
-	return err
-}
-
 // head is closed when the oldest message is done; nil while none is under way.
 func (s *session) head() <-chan struct{} {
 	if len(s.flights) == 0 {
 		return nil
 	}
-	return s.flights[0].token.Done()
+	return s.flights[0].ticket.done()
 }
 
 // wake is the next moment at which something is due by the clock.
@@ -192,7 +173,10 @@ func (s *session) wake() time.Time {
 	}
 	earlier(s.deadline())
 	earlier(s.scout.wake())
-	if s.busy() {
+	if h := s.link.held(); time.Now().Before(h) {
+		earlier(h)
+	}
+	if s.link.busy() {
 		return at
 	}
 	earlier(s.nextStatus)
@@ -215,16 +199,17 @@ func (s *session) deadline() time.Time {
 	if len(s.flights) == 0 {
 		return time.Time{}
 	}
-	p := s.link.wire.proofOf(s.flights[0].token.MessageID())
-	if p.written.IsZero() {
+	from, limit := s.flights[0].ticket.written(), s.u.tune.ack
+	if from.IsZero() {
 		// Each piece of a write has its own limit; this is the last resort.
-		return s.flights[0].at.Add(10 * s.u.tune.ack)
+		from, limit = s.flights[0].at, 10*limit
 	}
-	from := p.written
-	if s.progress.After(from) {
-		from = s.progress
+	for _, t := range []time.Time{s.progress, s.link.held()} {
+		if t.After(from) {
+			from = t
+		}
 	}
-	return from.Add(s.u.tune.ack)
+	return from.Add(limit)
 }
 
 // acknowledge takes everything that is proven from the front.
@@ -232,18 +217,15 @@ func (s *session) acknowledge() error {
 	for len(s.flights) > 0 {
 		f := &s.flights[0]
 		select {
-		case <-f.token.Done():
+		case <-f.ticket.done():
 		default:
 			if time.Now().After(s.deadline()) {
 				return errStalled
 			}
 			return nil
 		}
-		if err := f.token.Error(); err != nil {
-			return s.whyLost(err)
-		}
-		if !s.link.proven(f.token) {
-			return errProof
+		if _, err := f.ticket.outcome(); err != nil {
+			return s.link.why(err)
 		}
 		s.delivered(f)
 		s.flights[0] = flight{}
@@ -254,15 +236,12 @@ func (s *session) acknowledge() error {
 
 // delivered passes a proven acknowledgement on.
 func (s *session) delivered(f *flight) {
-	u, id := s.u, f.token.MessageID()
-	p := s.link.wire.proofOf(id)
-	s.link.wire.forget(id)
-	if s.last == id {
-		s.last = 0
-	}
+	u := s.u
+	acked, _ := f.ticket.outcome()
+	f.ticket.drop()
 	s.spare = append(s.spare, f.buf[:0])
-	s.progress = p.acked
-	rtt := p.acked.Sub(f.at)
+	s.progress = acked
+	rtt := acked.Sub(f.at)
 	readings := 0
 	switch {
 	case f.loss != nil:
@@ -285,10 +264,10 @@ func (s *session) delivered(f *flight) {
 	if f.counts {
 		s.window--
 		s.bytes -= len(f.buf)
-		s.budget.acked(len(f.buf), rtt, p.acked)
+		s.budget.acked(len(f.buf), rtt, acked)
 	}
 	u.count(func(st *Stats) {
-		st.LastAck, st.RTT, st.InFlight = p.acked, rtt, s.window
+		st.LastAck, st.RTT, st.InFlight = acked, rtt, s.window
 		if f.counts {
 			st.Acked++
 			st.Readings += uint64(readings)
@@ -304,7 +283,7 @@ func (s *session) settle(cause error) {
 	var oldest key
 	for i := range s.flights {
 		f := &s.flights[i]
-		if s.link.proven(f.token) {
+		if proven(f.ticket) {
 			s.delivered(f)
 			continue
 		}
@@ -323,12 +302,13 @@ func (s *session) settle(cause error) {
 		}
 	}
 	s.flights, s.queue = nil, nil
-	if cause == nil || !peerClosed(cause) || oldest.seq != 0 || time.Since(s.began) >= s.u.tune.stable {
+	blames := peerClosed(cause) || refuses(cause)
+	if cause == nil || !blames || oldest.seq != 0 || time.Since(s.began) >= s.u.tune.stable {
 		s.u.thrown = 0
 	} else {
 		s.u.thrown++
 	}
-	if cause == nil || !peerClosed(cause) || oldest.seq == 0 {
+	if cause == nil || !blames || oldest.seq == 0 {
 		return
 	}
 	if s.u.poison.strike(oldest, alone) {
@@ -357,18 +337,12 @@ func (s *session) limit() int {
 	return s.u.opts.Inflight
 }
 
-// busy tells whether the client still writes the message handed over last.
-func (s *session) busy() bool {
-	return s.last != 0 && s.link.wire.proofOf(s.last).written.IsZero() || s.link.wire.quickly() < s.quick
-}
-
 // fill hands messages over as long as there is room and the client is free.
 func (s *session) fill(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if s.busy() {
+		if s.link.busy() {
 			return nil
 		}
-		s.last = 0
 		if len(s.queue) > 0 {
 			out := s.queue[0]
 			if s.queue = s.queue[1:]; len(s.queue) == 0 {
@@ -436,16 +410,13 @@ func (s *session) send(m message, f flight) error {
 		m.body = m.late(m.body)
 	}
 	if m.quick {
-		s.quick++
-		return s.whyNot(s.link.publishQuick(m.topic, m.retained, m.body))
+		return s.link.quick(m)
 	}
 	f.at, f.buf = time.Now(), m.body
-	token, err := s.link.publish(m.topic, m.retained, m.body)
-	if err != nil {
-		return s.whyLost(err)
+	var err error
+	if f.ticket, err = s.link.post(m, s.name(&f)); err != nil {
+		return err
 	}
-	f.token = token
-	s.last = token.MessageID()
 	s.flights = append(s.flights, f)
 	if !f.counts {
 		return nil
@@ -456,12 +427,16 @@ func (s *session) send(m message, f flight) error {
 	return nil
 }
 
-// whyNot is whyLost for what may have gone well.
-func (s *session) whyNot(err error) error {
-	if err == nil {
-		return nil
+// name is the number of a batch in words, and the range of a tombstone; ""
+// for what has no number.
+func (s *session) name(f *flight) string {
+	switch {
+	case f.loss != nil:
+		return fmt.Sprintf("%s/%s/%d-%d", s.u.env.Epoch, f.loss.Lane, f.loss.From, f.loss.To)
+	case f.item.Seq != 0:
+		return fmt.Sprintf("%s/%s/%d", s.u.env.Epoch, f.item.Lane, f.item.Seq)
 	}
-	return s.whyLost(err)
+	return ""
 }
 
 // buffer returns an empty buffer, one that was used before if there is one.
@@ -484,7 +459,7 @@ func (s *session) leave() error {
 		if err := s.acknowledge(); err != nil {
 			return err
 		}
-		if len(s.flights) == 0 && len(s.queue) == 0 && !s.busy() {
+		if len(s.flights) == 0 && len(s.queue) == 0 && !s.link.busy() {
 			if told {
 				return nil
 			}
@@ -493,9 +468,9 @@ func (s *session) leave() error {
 				return err
 			}
 		}
-		for len(s.queue) > 0 && !s.busy() {
+		for len(s.queue) > 0 && !s.link.busy() {
 			out := s.queue[0]
-			s.queue, s.last = s.queue[1:], 0
+			s.queue = s.queue[1:]
 			if err := s.send(out.message, out.flight); err != nil {
 				return err
 			}
@@ -503,12 +478,10 @@ func (s *session) leave() error {
 		select {
 		case <-grace.C:
 			return errStalled
-		case err := <-s.link.lost:
-			return s.whyLost(err)
-		case <-s.link.wire.dead:
-			return s.link.wire.cause()
+		case <-s.link.gone():
+			return s.link.why(nil)
 		case <-s.head():
-		case <-s.link.wire.notify:
+		case <-s.link.changed():
 		}
 	}
 }

@@ -113,6 +113,11 @@ func (t *tester) run(ctx context.Context) {
 		t.plain()
 	}
 
+	if t.b.posts() {
+		c.Close()
+		t.post(ctx)
+		return
+	}
 	t.start()
 	u.mu.Lock()
 	l := u.current
@@ -259,11 +264,9 @@ func (t *tester) echo(ctx context.Context, l *link) {
 
 	t.start()
 	message, _ := json.Marshal(map[string]any{"gw": t.u.env.Gateway, "test": true, "nonce": nonce, "sent": time.Now().UnixMilli()})
-	token, err := l.publish(topic, false, message)
-	if err == nil {
-		err = t.wait(ctx, l, token)
-	}
-	if err != nil || !l.proven(token) {
+	token := l.client.Publish(topic, 1, false, message).(*mqtt.PublishToken)
+	sent := published{token, l}
+	if err := t.wait(ctx, l, token); err != nil || !proven(sent) {
 		t.fail(stepPublish, t.explain(l, token))
 		return
 	}
@@ -287,6 +290,40 @@ func (t *tester) echo(ctx context.Context, l *link) {
 	}
 	t.done(stepEcho, StepUnknown, "%s (help puback)", doubt.Msg)
 	t.steps[stepEcho].Err = doubt
+}
+
+// post is echo for HTTPS: the answer has to name what was posted.
+func (t *tester) post(ctx context.Context) {
+	u := t.u
+	ctx, cancel := context.WithTimeout(ctx, stepLimit)
+	defer cancel()
+	files := loaded{}
+	if t.b.secure {
+		files, _ = u.loadFiles() // judged in the step before
+	}
+	p, problem := u.newPosts(t.b, files)
+	if problem != nil {
+		t.fail(stepConnect, problem)
+		return
+	}
+	defer p.end(true)
+	defer context.AfterFunc(ctx, p.cancel)()
+	nonce := rand.Text()
+	body, _ := json.Marshal(map[string]any{"gw": u.env.Gateway, "test": true, "nonce": nonce, "sent": time.Now().UnixMilli()})
+	m := message{topic: u.topicOf("test"), body: body}
+	t.start()
+	if _, err := p.exchange(m, "", nil); err != nil {
+		t.fail(stepConnect, explain(atConnect, err, u.situation(t.b)))
+		return
+	}
+	t.done(stepConnect, StepOK, "the server takes our messages")
+	t.start()
+	if _, err := p.exchange(m, "test/"+nonce, nil); err != nil {
+		t.fail(stepPublish, explain(atSession, err, u.situation(t.b)))
+		return
+	}
+	t.done(stepPublish, StepOK, "%d bytes for %s", len(body), m.topic)
+	t.done(stepEcho, StepOK, "the answer names our message: the receiver has it")
 }
 
 // wait waits for a token, at most the limit of a step.
