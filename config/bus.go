@@ -187,11 +187,13 @@ func (p *parser) line(b *driver.Options, path string, at end) {
 		return
 	}
 	var lines, says []string
-	open := false
+	open, still := false, false
 	for _, d := range b.Devices {
 		switch {
 		case d.Map == nil:
 			open = true
+		case d.Map.Contacts(): // no character comes from them
+			still = true
 		case d.Map.Line != "" && !slices.Contains(lines, d.Map.Line):
 			lines = append(lines, d.Map.Line)
 			says = append(says, fmt.Sprintf("%s wants %s", d.Name, d.Map.Line))
@@ -203,6 +205,8 @@ func (p *parser) line(b *driver.Options, path string, at end) {
 	case len(lines) > 1:
 		p.doc.Report(path+".line", document.CodeMissing, fmt.Sprintf(`"line" is missing in %s, and its devices differ`, path),
 			strings.Join(says, ", ")+"; set all to one and write it here")
+	case still && len(b.Devices) == 1:
+		b.Line = "9600 8N1"
 	case !open && len(b.Devices) > 0:
 		p.doc.Report(path+".line", document.CodeMissing, fmt.Sprintf(`"line" is missing in %s`, path),
 			"write speed and format as the devices are set, such as line: 9600 8N1")

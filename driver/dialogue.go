@@ -31,6 +31,8 @@ type dialogue interface {
 func newDialogue(d *device) (dialogue, error) {
 	m := d.opt.Map
 	switch {
+	case m.Contacts():
+		return newContacts(d), nil
 	case m.Handshake.Asks():
 		return newReadout(d), nil
 	case m.Polled():

@@ -54,7 +54,11 @@ type Options struct {
 	// Turnaround is how long the devices usually take to answer; it only
 	// helps to plan the blocks (0..1 s, default 5 ms).
 	Turnaround time.Duration `yaml:"turnaround" doc:"How long devices usually take to answer; helps to plan the blocks."`
-	Devices    []Device      `yaml:"devices,keyed" doc:"The devices on this line, by name."`
+	// DTR and RTS are the levels of these lines while the port is open, for
+	// heads and contacts that are supplied by them. Default: high.
+	DTR     string   `yaml:"dtr" enum:"high,low" doc:"Level of the line DTR while the port is open; the system makes it high if not given."`
+	RTS     string   `yaml:"rts" enum:"high,low" doc:"Level of the line RTS while the port is open; the system makes it high if not given."`
+	Devices []Device `yaml:"devices,keyed" doc:"The devices on this line, by name."`
 }
 
 // Device is one instrument on a line.
@@ -163,6 +167,9 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 			report(path, fmt.Sprintf("%v is outside %v..%v", d, lo, hi), "")
 		}
 	}
+	if err == nil && !e.serial && o.DTR+o.RTS != "" {
+		report("dtr", "a network line has no DTR and no RTS", "remove dtr and rts")
+	}
 	between("timeout", o.Timeout, 10*time.Millisecond, time.Minute)
 	between("gap", o.Gap, 0, time.Second)
 	between("after_connect", o.AfterConnect, 0, time.Minute)
@@ -189,6 +196,9 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 		}
 		if d.MaxBaud != 0 && d.Map != nil && (!asks || !profile.IsBaud(d.MaxBaud)) {
 			report(path+".max_baud", fmt.Sprintf("%d is no speed that this device can be asked for", d.MaxBaud), "for a meter that is read out by IEC 62056-21 write 300, 600, 1200, 2400, 4800, 9600 or 19200")
+		}
+		if err == nil && d.Map != nil && d.Map.Contacts() && !e.serial {
+			report(path, "a network line has no modem lines", "write connect: serial:///dev/... for a port of this gateway")
 		}
 		if err == nil && d.Map != nil {
 			switch listens := e.kind == kindListen; {

@@ -23,6 +23,7 @@ var (
 	ErrNotSerial  = errors.New("this is no serial port")
 	ErrRefused    = errors.New("connection refused")
 	ErrAbsent     = errors.New("the unit has not answered for a while and is only probed now and then")
+	ErrNoLines    = errors.New("this port has no modem lines")
 	ErrClosed     = errors.New("the line is closed")
 	ErrRequest    = errors.New("this cannot be asked")
 )
@@ -46,7 +47,7 @@ func (e Exception) Error() string {
 // Error says what failed and where. Code is the stable name of the failure
 // (port-missing, port-permission, port-busy, not-serial, adapter-gone,
 // conn-refused, conn-timeout, conn-closed, tcp-one-client, dns, unit-silent,
-// bus-silent, line-settings, echo, address, exception, mismatch, short, resync,
+// no-modem-lines, bus-silent, line-settings, echo, address, exception, mismatch, short, resync,
 // closed, request). Seen holds measured facts, Likely and Try are for people; all
 // three may be empty and may have several lines.
 type Error struct {
@@ -111,7 +112,7 @@ func causeOf(err error) telemetry.Cause {
 		return telemetry.CauseCRC
 	case errors.Is(err, ErrShort):
 		return telemetry.CauseShort
-	case errors.Is(err, ErrAbsent):
+	case errors.Is(err, ErrAbsent), errors.Is(err, ErrNoLines):
 		return telemetry.CauseAbsent
 	case errors.Is(err, ErrResync):
 		return telemetry.CauseResync

@@ -384,7 +384,14 @@ func (l *Line) ensureOpen(ctx context.Context) error {
 // connect opens the port, or the connection.
 func (l *Line) connect(ctx context.Context) (stream, error) {
 	if l.at.serial {
-		return openPort(l.at.addr, l.mode)
+		st, err := openPort(l.at.addr, l.mode)
+		if port, ok := st.(*portStream); ok && err == nil {
+			if err = port.outputs(l.opt.DTR, l.opt.RTS); err != nil {
+				port.Close()
+				return nil, err
+			}
+		}
+		return st, err
 	}
 	return dialTCP(ctx, l.at.addr, min(max(l.timeout, 3*time.Second), 10*time.Second))
 }

@@ -250,6 +250,11 @@ func (l *Line) diagnose(d *device, u *unit, a *ask, err error) *Error {
 		}
 		e.Seen = fmt.Sprintf("%d bytes, %d damaged frames, line %s", l.wire.count.BytesIn, l.wire.count.CRC, l.settings())
 		return e
+	case errors.Is(err, ErrNoLines):
+		e.Code, e.What = "no-modem-lines", l.at.addr+" has no modem lines"
+		e.Likely = "a pseudo terminal, or an adapter that brings out RX and TX alone"
+		e.Try = "use a port with CTS, DSR, RI and DCD"
+		return e
 	case errors.Is(err, ErrGone):
 		e.Code = "conn-closed"
 		return e

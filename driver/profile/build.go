@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"tidegate/internal/telemetry"
 )
@@ -60,6 +61,9 @@ func (p *Profile) build(r report) {
 		r("talk", "talk is for serial devices", "remove talk, or write transport: serial")
 	default:
 		p.buildTalk(sub(r, "talk"))
+	}
+	if p.Contacts() && p.Every == 0 {
+		p.Every = 50 * time.Millisecond
 	}
 	for i := range p.Forbidden {
 		p.Forbidden[i].check(sub(r, "forbidden["+strconv.Itoa(i)+"]"))
@@ -176,6 +180,9 @@ func (p *Profile) buildPoint(i int, r report) {
 // place finds where the point stands: exactly one place.
 func (p *Profile) place(pt *Point, c *codec, r report) bool {
 	n := 0
+	if pt.Modem != "" {
+		n++
+	}
 	for _, a := range []*int{pt.Coil, pt.Discrete, pt.Holding, pt.Input, pt.Register, pt.At} {
 		if a != nil {
 			n++
@@ -224,6 +231,9 @@ func (p *Profile) place(pt *Point, c *codec, r report) bool {
 	case kind == "line" && (pt.Join != nil || pt.At != nil && !columns):
 		r("at", "a line of text has columns, not bytes", "write at: and length: with type: number, hex or string, or field:, key: or nmea:")
 		return false
+	case (kind == "modem-lines") != (pt.Modem != ""):
+		r("modem", "only modem lines have names, and nothing else has", "write modem: cts, dsr, ri or dcd with frames: {kind: modem-lines}")
+		return false
 	case (kind == "obis") != (pt.OBIS != "") || kind == "obis" && !text:
 		r("obis", "telegrams have OBIS codes, and nothing else has", "write obis: 1-0:1.8.1 with frames: {kind: obis}, and no other place")
 		return false
@@ -246,6 +256,10 @@ func (p *Profile) place(pt *Point, c *codec, r report) bool {
 // textType says whether a type is written in characters.
 func textType(t string) bool { return t == "number" || t == "hex" || t == "hextext" || t == "degmin" }
 
+// modemLines are the input lines of a serial port in the order of the bits of
+// their frame.
+var modemLines = []string{"cts", "dsr", "ri", "dcd"}
+
 // layout fills loader, widths and action.
 func (p *Profile) layout(pt *Point, c *codec, vt string, r report) bool {
 	base := pt.Type
@@ -265,6 +279,15 @@ func (p *Profile) layout(pt *Point, c *codec, vt string, r report) bool {
 	}
 	if base == "" {
 		base = vt
+	}
+	if pt.Modem != "" {
+		if pt.Bit != nil || pt.Order != "" || pt.Enum != nil || pt.Flags != nil || pt.Bits != nil || pt.Type != "" && pt.Type != "bit" {
+			r("", "a modem line is on or off", "only invert goes with it")
+			return false
+		}
+		c.load, c.width, c.count, c.act, c.keep, c.invert = load8, 1, 1, actBool, 1, pt.Invert
+		c.shift = uint8(slices.Index(modemLines, pt.Modem))
+		return true
 	}
 	if pt.Join != nil {
 		return p.layoutJoin(pt, c, vt, r)

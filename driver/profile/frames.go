@@ -10,7 +10,7 @@ import (
 
 // Frames says how the bytes of a serial device are cut into frames.
 type Frames struct {
-	Kind string `yaml:"kind" required:"true" enum:"line,counted,fixed,delimited,sequence,obis" doc:"line: text up to a line end; counted: binary with sync bytes and a length; fixed: always of one size; delimited: between a first and a last byte; sequence: a number of fixed frames that belong together; obis: telegrams of P1 ports and IEC 62056-21."`
+	Kind string `yaml:"kind" required:"true" enum:"line,counted,fixed,delimited,sequence,obis,modem-lines" doc:"line: text up to a line end; counted: binary with sync bytes and a length; fixed: always of one size; delimited: between a first and a last byte; sequence: a number of fixed frames that belong together; obis: telegrams of P1 ports and IEC 62056-21; modem-lines: the input lines of a serial port as contacts."`
 
 	Start string `yaml:"start" doc:"Line: first character of every line, one character or STX; $ or ! with check: nmea."`
 	End   string `yaml:"end" doc:"Line: what ends it: CR, LF, CRLF, LFLF (an empty line ends a block of lines), or one character; CRLF if not given. LF and CRLF take each other."`
@@ -30,12 +30,13 @@ type Frames struct {
 	Check Check  `yaml:"check" doc:"How damage is found."`
 	Head  *Check `yaml:"head" doc:"A second check, of the head of the frame; with at and to."`
 
-	Split    string   `yaml:"split" doc:"Text: the character between two fields, or blanks; a comma if not given."`
-	Pairs    string   `yaml:"pairs" doc:"Text: the character between key and value, for points with key; = if not given."`
-	Patterns []string `yaml:"patterns" doc:"Text: regular expressions with named groups, for points with group; the first that fits counts."`
-	Records  *Records `yaml:"records" doc:"The frame holds a number of records of one form."`
-	Unit     *Many    `yaml:"unit" doc:"Where the unit address of the device stands; frames of others are not taken."`
-	Once     []string `yaml:"once" doc:"Points that name a record, such as its time: a record with the same content is told once."`
+	Split    string        `yaml:"split" doc:"Text: the character between two fields, or blanks; a comma if not given."`
+	Pairs    string        `yaml:"pairs" doc:"Text: the character between key and value, for points with key; = if not given."`
+	Patterns []string      `yaml:"patterns" doc:"Text: regular expressions with named groups, for points with group; the first that fits counts."`
+	Records  *Records      `yaml:"records" doc:"The frame holds a number of records of one form."`
+	Unit     *Many         `yaml:"unit" doc:"Where the unit address of the device stands; frames of others are not taken."`
+	Debounce time.Duration `yaml:"debounce" doc:"Modem lines: a change counts when it lasts so long; 0 if not given."`
+	Once     []string      `yaml:"once" doc:"Points that name a record, such as its time: a record with the same content is told once."`
 
 	Thin time.Duration `yaml:"thin" doc:"Of frames that come faster, one in this time is told."`
 }
@@ -114,13 +115,18 @@ func (f *Frames) build(r report) rawFrames {
 		f.buildFixed(&out, r)
 	case "delimited":
 		f.buildDelimited(&out, r)
+	case "modem-lines":
+		out.size, out.least, out.max = 1, 1, 1
+		if out.check.Kind != "none" || f.Max != 0 || len(f.Tail) > 0 || f.Records != nil || f.Thin != 0 || f.Debounce < 0 || f.Debounce > time.Minute {
+			r("", "modem lines have at most a time of debounce, 0 to 1m", "write frames: {kind: modem-lines, debounce: 100ms}")
+		}
 	case "obis":
 		out.obis = true
 		if out.check.Kind != "none" || f.Max != 0 || len(f.Tail) > 0 || f.Records != nil {
 			r("", "a telegram has its own form and check", "write frames: {kind: obis}")
 		}
 	default:
-		r("kind", fmt.Sprintf("%q is no kind of frame", f.Kind), "write kind: line, counted, fixed, delimited, sequence or obis")
+		r("kind", fmt.Sprintf("%q is no kind of frame", f.Kind), "write kind: line, counted, fixed, delimited, sequence, obis or modem-lines")
 	}
 	f.foreign(r)
 	if f.Unit != nil {
@@ -147,6 +153,7 @@ func (f *Frames) foreign(r report) {
 		{"escape", f.Escape != nil, "delimited"}, {"lead_bit", f.LeadBit != nil, "fixed"},
 		{"set", f.Set != nil, "counted fixed sequence"}, {"parts", f.Parts != 0, "sequence"}, {"first", f.First != nil, "sequence"},
 		{"split", f.Split != "", "line delimited"}, {"pairs", f.Pairs != "", "line delimited"},
+		{"debounce", f.Debounce != 0, "modem-lines"},
 		{"patterns", f.Patterns != nil, "line delimited"}, {"head", f.Head != nil, "counted fixed delimited"},
 	} {
 		if k.given && !containsWord(k.kinds, f.Kind) {

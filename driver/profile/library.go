@@ -281,6 +281,8 @@ func (p *Profile) Describe() Info {
 		switch {
 		case c.table != 0:
 			at.Table, at.Manual = c.table.String(), ManualNumber(c.table, c.addr)
+		case pt.Modem != "":
+			at.Field = strings.ToUpper(pt.Modem)
 		case pt.OBIS != "":
 			at.Field = pt.OBIS
 		case pt.XDR != nil:

@@ -32,7 +32,12 @@ type Send struct {
 
 // Polled says whether the device is asked; else it talks by itself, or it is
 // a Modbus device.
-func (p *Profile) Polled() bool { return p.Talk != nil && len(p.Talk.Ask) > 0 || p.Handshake.Asks() }
+func (p *Profile) Polled() bool {
+	return p.Talk != nil && len(p.Talk.Ask) > 0 || p.Handshake.Asks() || p.Contacts()
+}
+
+// Contacts says whether the points are the input lines of a serial port.
+func (p *Profile) Contacts() bool { return p.Frames != nil && p.Frames.Kind == "modem-lines" }
 
 // Addressed says whether a serial device has a unit address: one that is
 // sent to it, or that stands in its frames.
