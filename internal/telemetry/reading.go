@@ -15,7 +15,7 @@ import (
 // Quality says how far a value can be trusted.
 type Quality uint8
 
-// The qualities of a reading. Only Good and Range carry a value.
+// The qualities of a reading. Good, Range and Thinned carry a value.
 const (
 	Good  Quality = iota // as measured
 	Stale                // nothing new within the device's deadline
@@ -23,11 +23,13 @@ const (
 	Comm                 // no valid answer; the cause says why
 	Fault                // the device itself says that it has no value
 	Init                 // nothing measured yet since start or warm-up
+	Thinned              // one of the three that Thin kept of a minute; the cause says which
 )
 
-var qualityNames = [...]string{"good", "stale", "range", "comm", "fault", "init"}
+var qualityNames = [...]string{"good", "stale", "range", "comm", "fault", "init", "thinned"}
 
-// String returns the word used in payloads: good, stale, range, comm, fault or init.
+// String returns the word used in payloads: good, stale, range, comm, fault,
+// init or thinned.
 func (q Quality) String() string {
 	if int(q) < len(qualityNames) {
 		return qualityNames[q]
@@ -53,11 +55,14 @@ const (
 	CauseNaN                  // the device sent a NaN or an infinity
 	CauseNotYet               // no frame seen since start
 	CauseBadText              // the text of the field is no number
+	CauseMin                  // thinned: the lowest value of the minute
+	CauseMax                  // thinned: the highest value of the minute
+	CauseLast                 // thinned: the last value of the minute
 	CauseException      Cause = 0x100
 )
 
 var causeNames = [...]string{"", "timeout", "short", "crc", "gone", "resync", "mismatch",
-	"illegal-address", "absent", "marker", "nan", "not-yet", "bad-text"}
+	"illegal-address", "absent", "marker", "nan", "not-yet", "bad-text", "min", "max", "last"}
 
 // String returns the word used in payloads, such as "timeout" or
 // "exception-4"; "" for CauseNone.

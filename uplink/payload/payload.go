@@ -198,7 +198,7 @@ func (c *nameCache) of(catalog *telemetry.Catalog) *names {
 
 // valid tells whether a reading has a value that JSON can write.
 func valid(r *telemetry.Reading) bool {
-	if r.Quality != telemetry.Good && r.Quality != telemetry.Range {
+	if r.Quality != telemetry.Good && r.Quality != telemetry.Range && r.Quality != telemetry.Thinned {
 		return false
 	}
 	switch r.Value.Kind() {
@@ -212,9 +212,9 @@ func valid(r *telemetry.Reading) bool {
 }
 
 // quality returns the quality to report: a Good reading without a writable
-// value is a fault of the device.
+// value, or one that was kept of such, is a fault of the device.
 func quality(r *telemetry.Reading) telemetry.Quality {
-	if r.Quality == telemetry.Good && !valid(r) {
+	if (r.Quality == telemetry.Good || r.Quality == telemetry.Thinned) && !valid(r) {
 		return telemetry.Fault
 	}
 	return r.Quality
@@ -222,7 +222,8 @@ func quality(r *telemetry.Reading) telemetry.Quality {
 
 // cause returns the cause to report beside quality.
 func cause(r *telemetry.Reading) telemetry.Cause {
-	if r.Cause == telemetry.CauseNone && r.Quality == telemetry.Good && r.Value.Kind() != telemetry.None && !valid(r) {
+	unwritable := r.Quality == telemetry.Good && r.Cause == telemetry.CauseNone || r.Quality == telemetry.Thinned
+	if unwritable && r.Value.Kind() != telemetry.None && !valid(r) {
 		return telemetry.CauseNaN
 	}
 	return r.Cause
