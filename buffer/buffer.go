@@ -52,9 +52,10 @@ type Options struct {
 	// MaxLoss is how long a batch may wait in memory, and so what a power
 	// cut may cost. 0 means that Append returns after the batch is durable.
 	MaxLoss time.Duration `yaml:"max_loss" doc:"what a power cut may cost; 0s = durable before it is sent"`
-	// WhenFull names what happens at the cap. Only drop-oldest is known: the
-	// oldest data goes, events last of all, and a Loss says so.
-	WhenFull string `yaml:"when_full" enum:"drop-oldest" doc:"what happens when the buffer is full"`
+	// WhenFull names what happens at the cap. drop-oldest: the oldest data
+	// goes, events last of all, and a Loss says so. thin: of the oldest data
+	// first Thin chooses what is kept; when all is thinned, the oldest goes.
+	WhenFull string `yaml:"when_full" enum:"drop-oldest,thin" doc:"what happens when the buffer is full: drop-oldest, or thin, which keeps lowest, highest and last of each minute of the oldest data"`
 	// Segment is the size of one segment file in bytes; 0 chooses it from
 	// Size (a sixteenth, 1 to 8 MB). It bounds the largest batch: half of it.
 	Segment int64 `yaml:"segment" unit:"bytes" doc:"size of one segment file; 0 = chosen from size"`
@@ -63,6 +64,10 @@ type Options struct {
 	// "" writes them as they are. Batches that were written without a key stay
 	// readable with one.
 	KeyFile string `yaml:"key_file" doc:"file with the key that batches are encrypted with on disk: 32 random bytes or 64 hex digits, mode 0600; empty: not encrypted"`
+	// Thin makes one batch of the first n of a run of batches in the order of
+	// their numbers, with less in it; n = 0 keeps the first as it is. It must
+	// not keep what it is given. Without it, thin is drop-oldest.
+	Thin func(run [][]byte) (thinned []byte, count int, from, to int64, n int) `yaml:"-"`
 	// Logger receives warnings of bbolt itself; nil keeps it silent.
 	Logger *slog.Logger `yaml:"-"`
 }
@@ -70,6 +75,7 @@ type Options struct {
 const (
 	defaultDir = "/var/lib/tidegate/buffer"
 	dropOldest = "drop-oldest"
+	thinFirst  = "thin"
 
 	minSize    = 8 << 20
 	minSegment = 4 << 20
@@ -95,8 +101,8 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	if o.MaxLoss < 0 || o.MaxLoss > maxMaxLoss {
 		report("max_loss", o.MaxLoss.String()+" is out of range", "write 0s to 1h, such as max_loss: 2s")
 	}
-	if o.WhenFull != "" && o.WhenFull != dropOldest {
-		report("when_full", "unknown policy "+strconv.Quote(o.WhenFull), "write when_full: "+dropOldest)
+	if !o.knownPolicy() {
+		report("when_full", "unknown policy "+strconv.Quote(o.WhenFull), "write when_full: "+dropOldest+" or "+thinFirst)
 	}
 	if o.Segment != 0 && (o.Segment < minSegment || o.Segment > maxSegment) {
 		report("segment", fmt.Sprintf("%d bytes are out of range", o.Segment), "write 4MiB to 16MiB, or leave it out")
@@ -104,6 +110,10 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	if o.Segment > 0 && o.Size >= minSize && o.Size < 4*o.Segment {
 		report("segment", "the buffer must have room for four segments", "write a smaller segment or a larger size")
 	}
+}
+
+func (o *Options) knownPolicy() bool {
+	return o.WhenFull == "" || o.WhenFull == dropOldest || o.WhenFull == thinFirst
 }
 
 // Batch is what the queue keeps.
@@ -138,6 +148,7 @@ const (
 	WhyCorrupt = "corrupt" // damaged on disk
 	WhyRestart = "restart" // in memory, or never given, when the last run ended without Close
 	WhyPoison  = "poison"  // set aside by the sender
+	WhyThinned = "thinned" // what stood for them came to stand in a later batch; counted are all readings that were in them
 )
 
 // Stats is the state of the queue at one moment.
@@ -150,9 +161,10 @@ type Stats struct {
 	Segments int              // segment files
 	Oldest   int64            // stamp of the oldest batch held, Unix ms; 0 when none is held
 
-	LostBatches  int64 // in the ledger since the store was made, as far as counted
+	LostBatches  int64 // in the ledger since the store was made, as far as counted; what was thinned is none of it
 	LostReadings int64
-	Losses       int // entries that wait for AckLoss
+	Thinned      int64 // batches that this run joined into others
+	Losses       int   // entries that wait for AckLoss
 
 	Written     int64 // bytes this run wrote to disk: pages and file heads, not the journal of the file system
 	Commits     int64 // transactions of this run, those of the state files included

@@ -265,7 +265,7 @@ func TestTooLarge(t *testing.T) {
 func TestValidate(t *testing.T) {
 	d := Defaults()
 	d.Validate(func(path, msg, hint string) { t.Error(path, msg, hint) })
-	bad := Options{Size: 5, MaxLoss: -1, WhenFull: "thin", Segment: 3}
+	bad := Options{Size: 5, MaxLoss: -1, WhenFull: "shrink", Segment: 3}
 	var got []string
 	bad.Validate(func(path, msg, hint string) {
 		if msg == "" || hint == "" {

@@ -165,7 +165,7 @@ func (k *diskKey) seal(e envelope, epoch uint32, rec []byte) []byte {
 	out := make([]byte, recordHead+sealedHead, len(rec)+sealedExtra)
 	binary.BigEndian.PutUint32(out[recordHead:], epoch)
 	copy(out[recordHead+4:], k.name)
-	e.flags = flagEncrypted
+	e.flags |= flagEncrypted
 	e.seal(out) // the associated data
 	out = k.aead.Seal(out, nil, rec[recordHead:], associated(out))
 	e.seal(out) // length and checksum

@@ -13,8 +13,10 @@ const maxLedger = 1024
 func (q *Queue) lose(l Loss) {
 	l.T1 = max(l.T0, l.T1)
 	q.lossDirty = true
-	q.lostB += max(l.Batches, 0)
-	q.lostR += max(l.Readings, 0)
+	if l.Why != WhyThinned {
+		q.lostB += max(l.Batches, 0)
+		q.lostR += max(l.Readings, 0)
+	}
 	q.signal()
 	for i := len(q.ledger) - 1; i >= 0; i-- {
 		e := &q.ledger[i]
@@ -113,7 +115,7 @@ func (q *Queue) SetAside(l Lane, seq uint64, why string) error {
 		why = WhyPoison
 	}
 	loss := Loss{Lane: l, From: seq, To: seq, Batches: 1, Readings: -1, Why: why}
-	if it, ok, err := q.Next(l, seq); err == nil && ok && it.Seq == seq {
+	if it, ok, err := q.Look(l, seq); err == nil && ok && it.Seq == seq {
 		loss.Readings, loss.T0, loss.T1 = int64(it.Count), it.From, it.To
 	}
 	q.disk.Lock()

@@ -56,10 +56,13 @@ func OpenReadOnly(o Options) (*Queue, error) {
 func open(o Options, tune tuning) (*Queue, error) { return openFor(o, tune, false) }
 
 func openFor(o Options, tune tuning, readOnly bool) (*Queue, error) {
-	if o.Dir == "" || o.Size < 2<<20 || o.MaxLoss < 0 || o.WhenFull != "" && o.WhenFull != dropOldest {
+	if o.Dir == "" || o.Size < 2<<20 || o.MaxLoss < 0 || !o.knownPolicy() {
 		return nil, fmt.Errorf("buffer: options are not valid: dir %q, size %d, max_loss %s, when_full %q", o.Dir, o.Size, o.MaxLoss, o.WhenFull)
 	}
-	q := &Queue{dir: o.Dir, size: o.Size, maxLoss: o.MaxLoss, log: o.Logger, tune: tune, readOnly: readOnly, keyFile: o.KeyFile, changed: make(chan struct{}, 1)}
+	q := &Queue{dir: o.Dir, size: o.Size, maxLoss: o.MaxLoss, log: o.Logger, tune: tune, readOnly: readOnly, keyFile: o.KeyFile, thin: o.Thin, changed: make(chan struct{}, 1)}
+	if o.WhenFull != thinFirst {
+		q.thin = nil
+	}
 	if o.Segment == 0 {
 		o.Segment = min(max(o.Size/16, 1<<20), 8<<20)
 	}
@@ -189,6 +192,7 @@ func (q *Queue) start() error {
 		q.measure()
 		return nil
 	}
+	q.showBefore()
 	if err := q.reserve(); err != nil {
 		return err
 	}

@@ -30,6 +30,8 @@ type Queue struct {
 	keyFile string   // where it comes from
 	keyErr  error    // why there is none; only when opened for reading
 
+	thin func([][]byte) ([]byte, int, int64, int64, int) // nil: what is full is dropped
+
 	stateCap int64 // most that one state file may grow to
 	changed  chan struct{}
 
@@ -62,6 +64,7 @@ type Queue struct {
 	memory int64 // bytes of batches that are not stored
 	cached int64 // bytes of batches that are stored and still in memory
 
+	thinned       int64
 	lostB, lostR  int64
 	written       int64
 	commits       int64
@@ -111,6 +114,7 @@ type lane struct {
 	mem    []*held    // by number; those that are gone are cleared away in time
 	segs   []*segment // by age
 	blanks int        // how many of mem are gone
+	shown  ranges     // numbers that Next or Prev has returned: they may have left; only with a policy that thins
 }
 
 // held is a batch in memory.
@@ -298,13 +302,22 @@ func (q *Queue) makeRoom() {
 // Next returns the undelivered batch with the lowest number >= from. It
 // removes nothing. ok is false when there is none, or when the number may
 // not leave yet because a crash could give it again. An error concerns the
-// disk; the batch is still held.
-func (q *Queue) Next(l Lane, from uint64) (Item, bool, error) { return q.look(l, from, true) }
+// disk; the batch is still held. It is for who sends: what it has returned may
+// have left the gateway.
+func (q *Queue) Next(l Lane, from uint64) (Item, bool, error) { return q.look(l, from, true, true) }
 
 // Prev returns the undelivered batch with the highest number <= upto, as Next does.
-func (q *Queue) Prev(l Lane, upto uint64) (Item, bool, error) { return q.look(l, upto, false) }
+func (q *Queue) Prev(l Lane, upto uint64) (Item, bool, error) { return q.look(l, upto, false, true) }
 
-func (q *Queue) look(l Lane, at uint64, up bool) (Item, bool, error) {
+// Look is Next for who only looks and sends nothing.
+func (q *Queue) Look(l Lane, from uint64) (Item, bool, error) { return q.look(l, from, true, false) }
+
+// LookBack is Prev for who only looks and sends nothing.
+func (q *Queue) LookBack(l Lane, upto uint64) (Item, bool, error) {
+	return q.look(l, upto, false, false)
+}
+
+func (q *Queue) look(l Lane, at uint64, up, leaves bool) (Item, bool, error) {
 	if l >= laneCount {
 		return Item{}, false, fmt.Errorf("buffer: there is no %s", l)
 	}
@@ -330,6 +343,9 @@ func (q *Queue) look(l Lane, at uint64, up bool) (Item, bool, error) {
 		}
 		if h := ln.find(n); h != nil {
 			it := h.item(l)
+			if leaves {
+				q.show(ln, n)
+			}
 			q.mu.Unlock()
 			return it, true, nil
 		}
@@ -341,6 +357,9 @@ func (q *Queue) look(l Lane, at uint64, up bool) (Item, bool, error) {
 		var sum summary
 		if seg != nil {
 			bad, sum = seg.bad, seg.sum
+			if leaves {
+				q.show(ln, n)
+			}
 		}
 		q.mu.Unlock()
 

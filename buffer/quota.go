@@ -67,8 +67,8 @@ func (q *Queue) room(l Lane, salvage bool) (int64, error) {
 }
 
 // dropSomething makes room by one file: delivered segments, then quarantined
-// files but the newest, then the oldest data, then the last quarantined file,
-// and for an event the oldest events.
+// files but the newest, then the oldest data, thinned first if that is the
+// policy, then the last quarantined file, and for an event the oldest events.
 func (q *Queue) dropSomething(l Lane) (bool, error) {
 	before := q.segments()
 	if err := q.unlinkDelivered(false); err != nil {
@@ -79,6 +79,9 @@ func (q *Queue) dropSomething(l Lane) (bool, error) {
 	}
 	if dropped, err := q.trimQuarantine(1, q.size); dropped || err != nil {
 		return dropped, err
+	}
+	if thinned, err := q.thinOldest(); thinned || err != nil {
+		return thinned, err
 	}
 	if dropped, err := q.dropOldest(Data); dropped || err != nil {
 		return dropped, err

@@ -13,7 +13,7 @@ import (
 //	 0  8  magic 89 54 47 42 0d 0a 1a 0a
 //	 8  1  version, 1
 //	 9  1  lane, 0 data, 1 event
-//	10  1  flags: 1 encrypted (see key.go); kept for: 2 thinned
+//	10  1  flags: 1 encrypted (see key.go); 2 thinned (see thin.go)
 //	11  1  0
 //	12  4  count of readings
 //	16  8  number
@@ -119,7 +119,7 @@ func checkRecord(rec []byte) (envelope, error) {
 // openRecord checks a whole record that is to be read now.
 func openRecord(rec []byte) (envelope, error) {
 	e, err := checkRecord(rec)
-	if err == nil && (rec[8] != recordVersion || rec[10]&^flagEncrypted != 0) {
+	if err == nil && (rec[8] != recordVersion || rec[10]&^(flagEncrypted|flagThinned) != 0) {
 		err = fmt.Errorf("%w: record of version %d, flags %#x", ErrNewer, rec[8], rec[10])
 	}
 	return e, err

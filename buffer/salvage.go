@@ -299,31 +299,17 @@ func (q *Queue) writeSalvaged(path string, sum summary, f io.ReaderAt, all []fou
 			n++
 		}
 		written, err := b.update(func(tx *bbolt.Tx) error {
-			meta, err := tx.CreateBucketIfNotExists([]byte(bucketMeta))
-			if err != nil {
-				return err
-			}
-			bucket, err := tx.CreateBucketIfNotExists([]byte(bucketBatch))
-			if err != nil {
-				return err
-			}
-			bucket.FillPercent = 0.95
-			for _, x := range all[:n] {
+			return putBatches(tx, n, func(i int) (uint64, int, []byte, error) {
+				x := all[i]
 				rec := make([]byte, x.length)
 				readSome(f, rec, x.at)
 				if e, err := checkRecord(rec); err != nil || e.number != x.number {
-					return fmt.Errorf("batch %d could not be read a second time", x.number)
-				}
-				if err := putRecord(bucket, x.number, x.count, rec); err != nil {
-					return err
+					return 0, 0, nil, fmt.Errorf("batch %d could not be read a second time", x.number)
 				}
 				sum.add(x.number, x.count, x.t0, x.t1)
 				sum.key = max(sum.key, x.key)
-			}
-			if err := meta.Put([]byte(keySummary), sum.encode()); err != nil {
-				return err
-			}
-			return meta.Put([]byte(keyRide), r.encode())
+				return x.number, x.count, rec, nil
+			}, &sum, r)
 		})
 		q.wrote(written)
 		if err != nil {

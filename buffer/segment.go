@@ -41,6 +41,7 @@ type summary struct {
 	readings int64
 	t0, t1   int64
 	key      string // name of the key of its batches, "" for none
+	thinned  bool   // nothing in it is to be thinned any more
 }
 
 func (s *summary) encode() []byte {
@@ -51,8 +52,11 @@ func (s *summary) encode() []byte {
 	}
 	b = binary.AppendVarint(b, s.t0)
 	b = binary.AppendVarint(b, s.t1)
-	if s.key != "" {
+	if s.key != "" || s.thinned {
 		b = append(binary.AppendUvarint(b, uint64(len(s.key))), s.key...)
+	}
+	if s.thinned {
+		b = append(b, 1)
 	}
 	return sealBlob(kindSummary, b)
 }
@@ -67,6 +71,9 @@ func decodeSummary(blob []byte) (summary, error) {
 		count: int64(c.uint()), readings: int64(c.uint()), t0: c.int(), t1: c.int()}
 	if len(c.b) > 0 {
 		s.key = c.text()
+	}
+	if len(c.b) > 0 {
+		s.thinned = c.uint() == 1
 	}
 	return s, c.err("the summary")
 }
@@ -279,29 +286,41 @@ func (s *segment) append(group []*held, sum summary, r *ride) (rollOver bool, wr
 			rollOver = true
 			return errRoll
 		}
-		meta, err := tx.CreateBucketIfNotExists([]byte(bucketMeta))
-		if err != nil {
-			return err
-		}
-		b, err := tx.CreateBucketIfNotExists([]byte(bucketBatch))
-		if err != nil {
-			return err
-		}
-		b.FillPercent = 0.95
-		for _, h := range group {
-			if err := putRecord(b, h.seq, h.count, h.out); err != nil {
-				return err
-			}
-		}
-		if err := meta.Put([]byte(keySummary), sum.encode()); err != nil {
-			return err
-		}
-		return meta.Put([]byte(keyRide), r.encode())
+		return putBatches(tx, len(group), func(i int) (uint64, int, []byte, error) {
+			return group[i].seq, group[i].count, group[i].out, nil
+		}, &sum, r)
 	})
 	if errors.Is(err, bolterrors.ErrMaxSizeReached) {
 		rollOver = true
 	}
 	return rollOver, written, err
+}
+
+// putBatches puts n records, and the summary and the ride that go with them.
+// The summary may still change while the records are fetched.
+func putBatches(tx *bbolt.Tx, n int, record func(i int) (number uint64, count int, rec []byte, err error), sum *summary, r *ride) error {
+	meta, err := tx.CreateBucketIfNotExists([]byte(bucketMeta))
+	if err != nil {
+		return err
+	}
+	b, err := tx.CreateBucketIfNotExists([]byte(bucketBatch))
+	if err != nil {
+		return err
+	}
+	b.FillPercent = 0.95
+	for i := range n {
+		number, count, rec, err := record(i)
+		if err == nil {
+			err = putRecord(b, number, count, rec)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := meta.Put([]byte(keySummary), sum.encode()); err != nil {
+		return err
+	}
+	return meta.Put([]byte(keyRide), r.encode())
 }
 
 // putRecord puts a record into a bucket of its own: bbolt does not split a

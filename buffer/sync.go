@@ -460,7 +460,7 @@ func (q *Queue) Stats() Stats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s := Stats{Memory: q.memory, Disk: q.onDisk, Limit: q.size, LostBatches: q.lostB, LostReadings: q.lostR, Losses: len(q.ledger),
-		Written: q.written, Commits: q.commits, Quarantined: q.quarantined, Salvaged: q.salvaged}
+		Written: q.written, Commits: q.commits, Quarantined: q.quarantined, Salvaged: q.salvaged, Thinned: q.thinned}
 	if q.lastError != nil {
 		s.LastError, s.LastErrorAt = q.lastError.Error(), q.lastErrorAt
 	}

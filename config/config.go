@@ -238,7 +238,6 @@ func Schema() []byte {
 // unavailable lists words that the design knows and this version does not
 // have, so that the message is more than "unknown".
 var unavailable = []struct{ path, has, words string }{
-	{"buffer.when_full", "drop-oldest", "thin"},
 	{"uplink.preset", "none", "aws-iot-core azure-iot-hub thingsboard homeassistant"},
 	{"uplink.shape", "records, columns, packed, influx, senml-json, senml-cbor and sparkplug", "thingsboard homeassistant"},
 	{"uplink.receipts", "false", "true"},

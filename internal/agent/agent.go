@@ -65,7 +65,7 @@ func New(cfg *config.Config, opt Options) (*Agent, error) {
 	}
 	a := &Agent{cfg: cfg, opt: opt, log: opt.Logger, catalog: cfg.Catalog()}
 	o := cfg.Buffer
-	o.Logger = a.log
+	o.Logger, o.Thin = a.log, telemetry.Thin
 	q, err := buffer.Open(o)
 	for end := time.Now().Add(lockPatience); errors.Is(err, buffer.ErrLocked) && time.Now().Before(end); q, err = buffer.Open(o) {
 		time.Sleep(50 * time.Millisecond)

@@ -65,7 +65,7 @@ func (w *walker) walk(ctx context.Context, l buffer.Lane, upto uint64, each func
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		item, ok, err := w.queue.Next(l, n)
+		item, ok, err := w.queue.Look(l, n)
 		if err != nil {
 			// A buffer opened for reading only is not repaired: each of its damaged numbers is told.
 			if failures++; errors.Is(err, buffer.ErrClosed) || failures > maxFailures && !errors.Is(err, buffer.ErrReadOnly) {

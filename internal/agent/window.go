@@ -208,7 +208,7 @@ func peek(q *buffer.Queue, src *source, n int, device string) ([]status.Batch, e
 	for _, lane := range []buffer.Lane{buffer.Event, buffer.Data} {
 		upto := q.Given(lane)
 		for upto > 0 && len(out) < n {
-			item, ok, err := q.Prev(lane, upto)
+			item, ok, err := q.LookBack(lane, upto)
 			if err != nil {
 				return nil, err
 			}
