@@ -17,13 +17,13 @@ type Quality uint8
 
 // The qualities of a reading. Good, Range and Thinned carry a value.
 const (
-	Good  Quality = iota // as measured
-	Stale                // nothing new within the device's deadline
-	Range                // outside the plausible range; the value is kept
-	Comm                 // no valid answer; the cause says why
-	Fault                // the device itself says that it has no value
-	Init                 // nothing measured yet since start or warm-up
-	Thinned              // one of the three that Thin kept of a minute; the cause says which
+	Good    Quality = iota // as measured
+	Stale                  // nothing new within the device's deadline
+	Range                  // outside the plausible range; the value is kept
+	Comm                   // no valid answer; the cause says why
+	Fault                  // the device itself says that it has no value
+	Init                   // nothing measured yet since start or warm-up
+	Thinned                // one of the three that Thin kept of a minute; the cause says which
 )
 
 var qualityNames = [...]string{"good", "stale", "range", "comm", "fault", "init", "thinned"}
