@@ -289,9 +289,10 @@ func certificates(b []byte) []*x509.Certificate {
 }
 
 // fingerprint is the SHA-256 of a certificate as people compare it by phone.
-func fingerprint(c *x509.Certificate) string {
-	sum := sha256.Sum256(c.Raw)
-	var b bytes.Buffer
+func fingerprint(c *x509.Certificate) string { return colons(sha256.Sum256(c.Raw)) }
+
+func colons(sum [32]byte) string {
+	var b strings.Builder
 	for i, x := range sum {
 		if i > 0 {
 			b.WriteByte(':')

@@ -137,7 +137,7 @@ func (u *Uplink) trial(ctx context.Context, b broker) *Error {
 	if err != nil {
 		return err
 	}
-	defer w.abort()
+	defer w.Close()
 	if !b.secure || b.websocket() {
 		return nil
 	}

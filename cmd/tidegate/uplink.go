@@ -24,7 +24,7 @@ type uplinkTest struct {
 func (a *app) uplinkCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "uplink",
-		Short: "test the way to the broker",
+		Short: "test the way to the broker, make and place certificates",
 		Args:  noArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
@@ -42,7 +42,7 @@ func (a *app) uplinkCmd() *cobra.Command {
 		},
 	}
 	test.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "give up after this `TIME`")
-	c.AddCommand(test)
+	c.AddCommand(test, a.csrCmd(), a.certCmd())
 	return c
 }
 

@@ -27,6 +27,7 @@ const stuck = 20 * time.Second
 type health struct {
 	a       *Agent
 	started time.Time
+	expires int       // the step of the certificate's end that was announced
 	newer   bool      // the configuration file has changed on disk
 	refused string    // why the changed file was not taken
 	loaded  time.Time // when it was read
@@ -59,6 +60,7 @@ func (h *health) run(ctx context.Context, n notifier) {
 		}
 		if i%10 == 0 {
 			h.look()
+			h.expiry()
 		}
 		if i == settled {
 			if err := trim(); err != nil {
@@ -101,21 +103,28 @@ func (a *Agent) Refused(why string) {
 
 // word is what the status message says of the agent: ok or degraded.
 func (h *health) word() string {
-	if len(h.reasons(time.Now())) > 0 {
-		return "degraded"
+	return healthOf(h.reasons(time.Now()))
+}
+
+func healthOf(reasons []status.Reason) string {
+	for _, r := range reasons {
+		if !r.Warning {
+			return "degraded"
+		}
 	}
 	return status.OK
 }
 
 func (h *health) summary() string {
 	r := h.reasons(time.Now())
+	word := healthOf(r)
 	switch len(r) {
 	case 0:
-		return "ok"
+		return word
 	case 1:
-		return "degraded: " + r[0].Text
+		return word + ": " + r[0].Text
 	}
-	return fmt.Sprintf("degraded: %s (and %d more)", r[0].Text, len(r)-1)
+	return fmt.Sprintf("%s: %s (and %d more)", word, r[0].Text, len(r)-1)
 }
 
 // deadline is how old the newest reading of a device may be.
@@ -124,6 +133,39 @@ func deadline(every time.Duration) time.Duration { return max(3*every, 10*time.S
 // patience is how long the uplink may be away before that is a reason, and
 // how long a device may need for its first answer.
 const patience = 10 * time.Second
+
+// The end of the client certificate is announced from the first of these on,
+// in days, and a reason not to be well from the second on.
+const (
+	expirySoon   = 30
+	expiryUrgent = 7
+)
+
+func expiryText(days int) string {
+	switch days {
+	case 0:
+		return "the client certificate expires today, or has expired"
+	case 1:
+		return "the client certificate expires tomorrow"
+	}
+	return fmt.Sprintf("the client certificate expires in %d days", days)
+}
+
+// expiry says in the log when the end of the client certificate comes within
+// 30, 7 and 1 days.
+func (h *health) expiry() {
+	days := h.a.uplink.Stats().CertDays
+	step := 0
+	for _, limit := range []int{expirySoon, expiryUrgent, 1} {
+		if days >= 0 && days <= limit {
+			step = limit
+		}
+	}
+	if step != h.expires && step != 0 {
+		h.a.log.Warn(expiryText(days), "code", "cert-expiry", "days", days)
+	}
+	h.expires = step
+}
 
 // reasons lists what is not well at now, the worst first, each with the
 // time since when.
@@ -144,12 +186,20 @@ func (h *health) reasons(now time.Time) []status.Reason {
 	if b.LastError != "" {
 		add("disk", "buffer", "the buffer cannot be written: "+b.LastError)
 	}
-	if u := h.a.uplink.Stats(); u.State != uplink.StateOnline && now.Sub(u.Since) > patience {
+	u := h.a.uplink.Stats()
+	if u.State != uplink.StateOnline && now.Sub(u.Since) > patience {
 		code, text := "uplink", "the uplink is away"
 		if u.Err != nil {
 			code, text = u.Err.Code, text+": "+u.Err.Msg
 		}
 		add(code, "uplink", text)
+	}
+	if u.CertDays >= 0 && u.CertDays < expirySoon {
+		add("cert-expiry", "uplink", expiryText(u.CertDays))
+		out[len(out)-1].Warning = u.CertDays >= expiryUrgent
+	}
+	if u.CertWarning != "" {
+		add("cert-not-used", "uplink", "new certificate files are not used: "+u.CertWarning)
 	}
 	if b.Losses > 0 {
 		add("readings-lost", "buffer", fmt.Sprintf("%d tombstones wait to be delivered", b.Losses))

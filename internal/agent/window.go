@@ -29,9 +29,7 @@ func (a *Agent) Snapshot() status.Snapshot {
 		Buffer: bufferOf(a.queue, now),
 		Buses:  []status.Bus{},
 	}
-	if len(s.Reasons) > 0 {
-		s.Health = "degraded"
-	} else {
+	if s.Health = healthOf(s.Reasons); s.Reasons == nil {
 		s.Reasons = []status.Reason{}
 	}
 	for i, l := range a.lines {
@@ -54,7 +52,7 @@ func ms(t, now time.Time) int64 {
 
 func uplinkOf(u uplink.Stats, now time.Time) status.Uplink {
 	s := status.Uplink{State: u.State, URL: u.Broker, Insecure: u.Insecure, Since: u.Since.UnixMilli(), LastAckMS: ms(u.LastAck, now),
-		RTTMS: u.RTT.Milliseconds(), Inflight: u.InFlight, CertDays: u.CertDays, Sessions: u.Sessions,
+		RTTMS: u.RTT.Milliseconds(), Inflight: u.InFlight, CertDays: u.CertDays, Cert: u.Cert, CertWarning: u.CertWarning, Sessions: u.Sessions,
 		Published: u.Published, Acked: u.Acked, Repeats: u.Repeats,
 		BytesIn: uint64(u.BytesIn), BytesOut: uint64(u.BytesOut)}
 	if u.State == uplink.StateOnline {
@@ -256,16 +254,21 @@ func (a *Agent) TestUplink(ctx context.Context) []status.Step { return stepsOf(a
 
 // TestUplink runs the steps where no agent runs.
 func TestUplink(ctx context.Context, cfg *config.Config, o Options) ([]status.Step, error) {
-	c, err := clock.Open("")
-	if err != nil {
-		return nil, err
-	}
-	u, err := uplink.New(cfg.Uplink, uplink.Env{Gateway: cfg.Gateway.ID, Site: cfg.Gateway.Site, Version: o.Version,
-		Built: o.Built, Clock: c})
+	u, err := OpenUplink(cfg, o)
 	if err != nil {
 		return nil, err
 	}
 	return stepsOf(u.Test(ctx)), nil
+}
+
+// OpenUplink returns the uplink of a configuration, for trying it.
+func OpenUplink(cfg *config.Config, o Options) (*uplink.Uplink, error) {
+	c, err := clock.Open("")
+	if err != nil {
+		return nil, err
+	}
+	return uplink.New(cfg.Uplink, uplink.Env{Gateway: cfg.Gateway.ID, Site: cfg.Gateway.Site, Version: o.Version,
+		Built: o.Built, Clock: c})
 }
 
 func stepsOf(steps []uplink.Step) []status.Step {

@@ -44,6 +44,7 @@ type Reason struct {
 	Subject string `json:"subject"` // a device, a bus, uplink, buffer, clock
 	Since   int64  `json:"since"`   // Unix ms
 	Text    string `json:"text"`
+	Warning bool   `json:"warning,omitempty"` // announced in time: health stays as it is
 }
 
 // Gateway says who this is.
@@ -67,6 +68,11 @@ type Uplink struct {
 	RTTMS     int64  `json:"rtt_ms"`
 	Inflight  int    `json:"inflight"`
 	CertDays  int    `json:"cert_days"` // -1: no client certificate
+	// Cert is the SHA-256 of the client certificate that the broker accepted
+	// last, CertWarning why newer files are not used.
+	Cert        string `json:"cert,omitempty"`
+	CertWarning string `json:"cert_warning,omitempty"`
+
 	Sessions  uint64 `json:"sessions"`
 	Published uint64 `json:"published"` // messages, repeats included
 	Acked     uint64 `json:"acked"`
