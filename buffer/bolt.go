@@ -20,6 +20,9 @@ type boltFile struct {
 	db    *bbolt.DB
 	file  *os.File
 	stuck atomic.Bool // bbolt panicked holding a lock: whoever asks it again waits for ever
+
+	hold int         // so many commits back, no page of theirs is written over
+	held []*bbolt.Tx // their snapshots, the oldest first
 }
 
 // guarded runs fn and turns a panic or a memory fault into errDamaged.
@@ -82,7 +85,31 @@ func (b *boltFile) update(fn func(*bbolt.Tx) error) (written int64, err error) {
 		b.end(tx)
 		return 0, err
 	}
+	b.keep()
 	return b.pages() - before + pageSize, nil // the pages and the meta page
+}
+
+// keep takes a snapshot of what was just committed and lets go of the oldest
+// one. bbolt does not use the pages of a snapshot again. So a disk that
+// forgets its last confirmed flushes takes only what was committed with them,
+// and not older batches that stood beside it on a page that was written over.
+// The map is large enough from the start, so a snapshot blocks no writer.
+func (b *boltFile) keep() {
+	if b.hold == 0 {
+		return
+	}
+	_ = guarded(func() error {
+		tx, err := b.db.Begin(false)
+		if err == nil {
+			b.held = append(b.held, tx)
+		}
+		return err
+	})
+	for len(b.held) > b.hold {
+		b.end(b.held[0])
+		b.held[0] = nil
+		b.held = b.held[1:]
+	}
 }
 
 // view runs fn in a transaction that only reads.
@@ -137,6 +164,12 @@ func (b *boltFile) pages() int64 {
 // close releases the file. A stuck one keeps its mapping until the process
 // ends; its descriptor and lock are given back.
 func (b *boltFile) close() error {
+	for _, tx := range b.held {
+		if !b.stuck.Load() {
+			b.end(tx)
+		}
+	}
+	b.held = nil
 	if b.stuck.Load() {
 		return b.file.Close()
 	}

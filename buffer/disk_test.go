@@ -210,7 +210,7 @@ func TestElision(t *testing.T) {
 	}
 	was := mtime()
 	// The Go runtime wakes its poller with writes of 8 bytes to an eventfd.
-	if io, written, commits := run(block - lowWater); io >= 512 || io%8 != 0 || written != 0 || commits != 0 {
+	if io, written, commits := run(block - block/8); io >= 512 || io%8 != 0 || written != 0 || commits != 0 {
 		t.Fatalf("wrote %d bytes (%d by our count) in %d commits while the link was healthy", io, written, commits)
 	}
 	for i, v := range mtime() {

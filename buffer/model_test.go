@@ -31,6 +31,7 @@ func TestModel(t *testing.T) {
 		defer os.RemoveAll(o.Dir)
 		o.MaxLoss = rapid.SampledFrom([]time.Duration{0, time.Hour}).Draw(rt, "max_loss")
 		tune := defaultTuning()
+		tune.block = 200
 		tune.cache = rapid.SampledFrom([]int64{0, 20 << 10, 1 << 20}).Draw(rt, "cache")
 		tune.riding = rapid.SampledFrom([]time.Duration{0, time.Hour}).Draw(rt, "riding")
 		tune.idle = tune.riding

@@ -167,8 +167,8 @@ func (q *Queue) reserve() error {
 		if n.left == 0 {
 			n.next[i] = max(n.next[i], ln.reserved)
 		}
-		if ln.given+lowWater > n.next[i] {
-			n.next[i] = max(n.next[i], ln.given) + block
+		if ln.given+q.tune.block/8 > n.next[i] {
+			n.next[i] = max(n.next[i], ln.given) + q.tune.block
 			n.left = settleFlushes + 1
 		}
 	}

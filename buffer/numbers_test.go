@@ -194,3 +194,35 @@ func TestHolesAtOnce(t *testing.T) {
 		t.Fatal(got)
 	}
 }
+
+// TestSnapshots: the meta pages of a segment go back by as many commits as a
+// lying disk may take. The pages that they lead to are all still there.
+func TestSnapshots(t *testing.T) {
+	o := testOptions(t)
+	o.Size, o.Segment = 16<<20, 1<<20
+	q := mustOpen(t, o)
+	defer mustClose(t, q)
+	path := filepath.Join(o.Dir, segmentName(Data, 1))
+	var metas [][]byte
+	for i := range 60 {
+		if _, err := q.Append(Data, Batch{Bytes: make([]byte, 100), Count: 1}); err != nil {
+			t.Fatal(err)
+		}
+		mustSync(t, q)
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		metas = append(metas, b[:2*pageSize])
+		for back := range min(snapshots(o.Segment), i) {
+			at := i - back
+			torn := filepath.Join(t.TempDir(), "torn")
+			if err := os.WriteFile(torn, append(append([]byte(nil), metas[at]...), b[2*pageSize:]...), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if sum, _, err := inspect(torn, nil); err != nil || sum.count != int64(at+1) {
+				t.Fatalf("after %d commits, %d back: %d batches, %v", i+1, back, sum.count, err)
+			}
+		}
+	}
+}

@@ -551,6 +551,9 @@ func (q *Queue) openSegment(s *segment, size int64) error {
 		return err
 	}
 	q.opener.kills[name] = 0
+	if size > 0 {
+		b.hold = snapshots(size)
+	}
 	s.file, s.checked = b, true
 	return nil
 }

@@ -86,19 +86,18 @@ type tuning struct {
 	opening time.Duration // how long Open may spend on repairs
 	settle  time.Duration // how long one call may spend on a reservation
 	chunk   int64         // most bytes in one commit
+	block   uint64        // numbers reserved at a time
 	step    func()        // called between any two changes on disk: a crash could come here
 }
 
 func defaultTuning() tuning {
 	return tuning{memory: 8 << 20, cache: 1 << 20, riding: 30 * time.Second, idle: 30 * time.Second,
-		retry: time.Second, opening: 4 * time.Second, settle: 2 * time.Second, chunk: 2 << 20, step: func() {}}
+		retry: time.Second, opening: 4 * time.Second, settle: 2 * time.Second, chunk: 2 << 20, block: block, step: func() {}}
 }
 
 const (
-	block      = 1 << 15 // numbers reserved at a time
+	block      = 1 << 15 // numbers reserved at a time; when an eighth is left, the next Sync reserves the next
 	maxRepairs = 64      // of damaged segments within one call of Next; more is no damage but a broken machine
-
-	lowWater = 1 << 12 // as many left: the next Sync reserves the next block
 
 	stateStart = 64 << 10 // blocks a state file is made with
 	stateStep  = 32 << 10 // by how much it grows

@@ -357,6 +357,7 @@ func makeSegment(path string, size int64, log *slog.Logger) (*boltFile, error) {
 		os.Remove(fresh)
 		return nil, err
 	}
+	b.hold = snapshots(size)
 	err = preallocate(b.file, size)
 	if err == nil {
 		err = b.file.Sync()
@@ -370,6 +371,13 @@ func makeSegment(path string, size int64, log *slog.Logger) (*boltFile, error) {
 		return nil, err
 	}
 	return b, nil
+}
+
+// snapshots is how many commits a segment keeps apart from later ones: as many
+// as settleFlushes may take, and no more than fit in a quarter of it. A commit
+// replaces about six pages.
+func snapshots(size int64) int {
+	return int(min(settleFlushes/2, size/4/(6*pageSize)))
 }
 
 // unlink removes a segment file for good.

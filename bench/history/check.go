@@ -22,7 +22,7 @@ func (f *Life) check(line string) error {
 	f.Counts.Salvaged += salvaged
 	if quarantined > 0 {
 		f.Counts.Quarantined++
-		if f.Honest {
+		if f.Honest && !f.Spoilt {
 			f.violate("a crash looks like damage: %d files in quarantine", quarantined)
 		}
 	}
@@ -52,6 +52,9 @@ func (f *Life) checkLedger() {
 		}
 		switch l.Why {
 		case buffer.WhyCorrupt:
+			if f.Spoilt {
+				break
+			}
 			f.violate("a crash looks like damage: %+v", l)
 		case buffer.WhyFull:
 			f.checkCounts(l)
@@ -142,6 +145,9 @@ func (f *Life) lose(l buffer.Lane, n, given uint64, p *promise) {
 	if !p.risky && !f.Broken {
 		f.Counts.Beyond++
 		f.note("%s %d is gone (told: %v) though it was older than the last flushes", l, n, f.lanes[l].told.has(n))
+		if f.Exact {
+			f.violate("%s %d was durable before the last %d flushes and is gone", l, n, f.Lag)
+		}
 	}
 	switch {
 	case f.anew: // the receiver sees that the store is another one

@@ -30,6 +30,10 @@ type Life struct {
 	// They are used when the disk is not honest.
 	Flushes func() int
 	Lag     int
+	// Exact: what was durable before those flushes must be there.
+	Exact bool
+	// Spoilt: the rig has damaged a file, though no batch in it.
+	Spoilt bool
 	// Broken: the file system itself was damaged by the last cut, so whole
 	// files may be gone.
 	Broken bool

@@ -52,12 +52,36 @@ func (d *disk) arm(n int) {
 	d.cutAt = d.writes + n
 }
 
+// sooner lets it go at the n-th write from now, if it does not go before.
+func (d *disk) sooner(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cutAt == 0 || d.writes+n < d.cutAt {
+		d.cutAt = d.writes + n
+	}
+}
+
+// settle makes safe all that was ever written.
+func (d *disk) settle() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	copy(d.safe, d.now)
+	d.open, d.flushed = nil, nil
+}
+
 // disarm keeps the power on. It tells whether it is.
 func (d *disk) disarm() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.cutAt = 0
 	return !d.off
+}
+
+// dead tells whether the power has gone.
+func (d *disk) dead() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.off
 }
 
 func (d *disk) confirmed() int {

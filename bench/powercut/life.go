@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,17 +36,19 @@ type life struct {
 	look  string // where the file system is mounted
 	o     writer.Options
 	h     *history.Life
+	ready atomic.Bool
 	found []byte       // the disk before the last start, if it is to be saved
 	said  bytes.Buffer // what the writers said, likewise
 
 	kept  int
 	gone  int
 	cuts  int
-	early int // cuts before a start was over
-	torn  int // file systems that were not whole after a cut
-	fixed int // of them, had to be repaired before they could be mounted or used
-	mute  int // file systems that could not be mounted
-	died  int // starts that a damaged file ended
+	early int               // cuts before a start was over
+	torn  int               // file systems that were not whole after a cut
+	fixed int               // of them, had to be repaired before they could be mounted or used
+	mute  int               // file systems that could not be mounted
+	died  int               // starts that a damaged file ended
+	aimed [len(windows)]int // cuts by window
 }
 
 // end is how a writer ended.
@@ -64,6 +67,11 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 	l.d = newDisk(content, lag)
 	l.h = &history.Life{Honest: lag == 0, MaxLoss: []time.Duration{0, 2 * time.Second}[l.no/len(l.p.lags)%2], Flushes: l.d.confirmed, Lag: lag}
 	l.o = writer.Options{Dir: filepath.Join(l.look, "buffer"), Size: 3_400_000 + l.rng.Int64N(3_000_000), Segment: 256 << 10, MaxLoss: l.h.MaxLoss}
+	// A small segment has no room to keep its last commits apart. A disk that
+	// lies may then take older batches that share a page with the newest.
+	if l.h.Exact = lag > 0 && l.no/len(l.p.lags)/2%2 == 0; l.h.Exact {
+		l.o.Size, l.o.Segment = 6_000_000+l.rng.Int64N(3_000_000), 1<<20
+	}
 	if l.p.verbose {
 		l.h.Log = func(format string, args ...any) { fmt.Printf("  "+format+"\n", args...) }
 	}
@@ -109,7 +117,22 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 		if err != nil {
 			return err
 		}
-		e, err := l.start(ctx, last)
+		w := l.rng.IntN(2 * len(windows))
+		if w >= len(windows) || last {
+			w = 0
+		} else if l.cuts == 0 && w > 0 {
+			w = windowCreation
+		}
+		if w == windowSalvage {
+			some, err := l.spoil()
+			if err != nil {
+				return err
+			}
+			if !some {
+				w = 0
+			}
+		}
+		e, hit, err := l.start(ctx, last, &windows[w])
 		if un := m.unmount(); err == nil {
 			err = un
 		}
@@ -130,6 +153,9 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 			if early {
 				l.early++
 			}
+			if w == 0 || hit {
+				l.aimed[w]++
+			}
 			deaths = 0
 		case last && e.text == "":
 		case lag > 0 && !l.h.Ready() && e.signal && deaths < maxDeath: // by the next starts it must be set aside
@@ -147,8 +173,8 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 			l.h.Violate("start %d: the writer ended by itself: %s", i, e.text)
 		}
 		if l.p.verbose {
-			fmt.Printf("life %d start %d: max_loss %s, lag %d, keep %v, %d writes, %d flushes, early %v\n",
-				l.no, i, l.o.MaxLoss, lag, keep, l.d.writes, l.d.flushes, early)
+			fmt.Printf("life %d start %d: max_loss %s, lag %d, keep %v, %d writes, %d flushes, early %v, aimed at %s: %v\n",
+				l.no, i, l.o.MaxLoss, lag, keep, l.d.writes, l.d.flushes, early, windows[w].name, hit)
 		}
 		if len(l.h.Violations()) > 0 {
 			if err := l.keepEvidence(); err != nil {
@@ -162,30 +188,46 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 }
 
 // start runs a writer until the power goes; if last is set, it only looks.
-func (l *life) start(ctx context.Context, last bool) (e end, err error) {
+// hit tells whether the cut was aimed by the window.
+func (l *life) start(ctx context.Context, last bool, w *window) (e end, hit bool, err error) {
 	l.o.Seed, l.o.Look = l.rng.Uint64(), last
 	at, early := 1+int(float64(l.p.most-1)*l.rng.Float64()*l.rng.Float64()), l.rng.IntN(4) == 0
-	if l.cuts == 0 { // more often while the store is made
-		early = l.rng.IntN(2) == 0
+	within := 1 + int(float64(w.most)*l.rng.Float64())
+	if w.match != nil { // should it not open, the cut comes late
+		early, at = false, 2*l.p.most
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return e, err
+		return e, false, err
 	}
+	var aimed atomic.Bool
+	unwatch, err := w.watch(l.o.Dir, func() bool {
+		if !w.start && !l.ready.Load() {
+			return false
+		}
+		l.d.sooner(within)
+		aimed.Store(true)
+		return true
+	})
+	if err != nil {
+		return e, false, err
+	}
+	defer unwatch()
+	l.ready.Store(false)
 	cmd := exec.CommandContext(ctx, self, append([]string{"writer"}, l.o.Args()...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return e, err
+		return e, false, err
 	}
 	l.h.Up()
 	if early && !last {
-		l.d.arm(1 + at/10)
+		l.d.arm(1 + at/4)
 	}
 	if err := cmd.Start(); err != nil {
-		return e, err
+		return e, false, err
 	}
 	done, over := make(chan struct{}), make(chan struct{})
 	late := time.NewTimer(patience)
@@ -209,10 +251,14 @@ func (l *life) start(ctx context.Context, last bool) (e end, err error) {
 		if l.p.save != "" {
 			l.said.WriteString(line + "\n")
 		}
+		if line != "" && line[0] == history.KindReady && l.d.dead() {
+			return // what was found without power says nothing
+		}
 		was := l.h.Ready()
 		l.h.Line(line)
 		if !was && l.h.Ready() && !early && !last {
-			l.d.arm(at)
+			l.ready.Store(true)
+			l.d.sooner(at)
 		}
 	})
 	close(done)
@@ -220,7 +266,7 @@ func (l *life) start(ctx context.Context, last bool) (e end, err error) {
 	if wait := cmd.Wait(); wait != nil {
 		var exit *exec.ExitError
 		if !errors.As(wait, &exit) {
-			return e, wait
+			return e, false, wait
 		}
 		status, _ := exit.Sys().(syscall.WaitStatus)
 		e.signal = status.Signaled() || status.ExitStatus() == 2 // the exit code of a Go panic
@@ -229,7 +275,7 @@ func (l *life) start(ctx context.Context, last bool) (e end, err error) {
 	} else if !last {
 		e.text = "without a reason"
 	}
-	return e, err
+	return e, aimed.Load(), err
 }
 
 func first(s string, n int) string {

@@ -48,6 +48,11 @@ func run() int {
 	flag.StringVar(&p.save, "save", "", "directory for the disk of a violation")
 	flag.BoolVar(&p.verbose, "v", false, "one line for each cut")
 	flag.Parse()
+	if p.save != "" {
+		if err := os.MkdirAll(p.save, 0o700); err != nil {
+			return usage("-save: %v", err)
+		}
+	}
 	var err error
 	switch mode {
 	case "honest":

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"tidegate/bench/history"
@@ -28,6 +29,7 @@ type plan struct {
 // sum is what all lives came to.
 type sum struct {
 	lives, cuts, early, kept, gone, torn, fixed, mute, died, broken, violations int
+	aimed                                                                       [len(windows)]int
 	counts                                                                      history.Counts
 }
 
@@ -49,6 +51,10 @@ func (p *plan) run(ctx context.Context) int {
 		return 1
 	case p.life < 0 && s.cuts+p.perLife*s.mute < p.cuts:
 		fmt.Printf("powercut: FAILED, only %d of %d cuts were done\n", s.cuts, p.cuts)
+		return 1
+	}
+	if i := slices.Index(s.aimed[:], 0); i >= 0 && p.life < 0 && p.cuts >= 300 {
+		fmt.Printf("powercut: FAILED, no cut came at: %s\n", windows[i].name)
 		return 1
 	}
 	fmt.Printf("powercut: every promise was kept, seed %d\n", p.seed)
@@ -109,6 +115,9 @@ func (s *sum) add(l *life) {
 	s.fixed += l.fixed
 	s.mute += l.mute
 	s.died += l.died
+	for i, n := range l.aimed {
+		s.aimed[i] += n
+	}
 	s.counts.Add(&l.h.Counts)
 }
 
@@ -125,6 +134,10 @@ func (s *sum) print(took time.Duration, lags []int) {
 			c.Beyond, c.Salvaged, c.Quarantined)
 		fmt.Printf("  stores made anew: %d; starts that a damaged file ended: %d; file systems damaged by the cut itself: %d, of them repaired by e2fsck: %d, lost: %d\n",
 			c.Epochs, s.died, s.torn, s.fixed, s.mute)
+	}
+	fmt.Print("  cuts by moment:")
+	for i, w := range windows {
+		fmt.Printf(" %s %d%s", w.name, s.aimed[i], map[bool]string{true: ",", false: "\n"}[i < len(windows)-1])
 	}
 	for what, n := range c.Notes {
 		fmt.Printf("  %s: %d\n", what, n)
