@@ -77,13 +77,6 @@ func (d *disk) disarm() bool {
 	return !d.off
 }
 
-// dead tells whether the power has gone.
-func (d *disk) dead() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.off
-}
-
 func (d *disk) confirmed() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()

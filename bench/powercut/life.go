@@ -251,9 +251,6 @@ func (l *life) start(ctx context.Context, last bool, w *window) (e end, hit bool
 		if l.p.save != "" {
 			l.said.WriteString(line + "\n")
 		}
-		if line != "" && line[0] == history.KindReady && l.d.dead() {
-			return // what was found without power says nothing
-		}
 		was := l.h.Ready()
 		l.h.Line(line)
 		if !was && l.h.Ready() && !early && !last {

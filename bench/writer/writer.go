@@ -108,8 +108,12 @@ func (w *work) open() error {
 		w.pen.Ledger(l)
 	}
 	used, err := usage(w.o.Dir)
+	if trouble := q.Stats().LastError; err == nil && trouble != "" { // Next goes past what it cannot read or repair now
+		err = errors.New(trouble)
+	}
 	if err != nil {
-		return err
+		w.q = nil
+		return fmt.Errorf("reading what was found: %w", errors.Join(err, q.Close()))
 	}
 	w.pen.Ready(q, used)
 	return nil
