@@ -20,16 +20,11 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, err
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		holder := &LockError{Dir: dir}
-		var text [32]byte
-		n, _ := f.ReadAt(text[:], 0)
 		f.Close()
 		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, fmt.Errorf("lock of %s: %w", dir, err)
 		}
-		holder.PID, _ = strconv.Atoi(strings.TrimSpace(string(text[:n])))
-		holder.Command = commandOf(holder.PID)
-		return nil, holder
+		return nil, holder(dir)
 	}
 	pid := strconv.Itoa(os.Getpid()) + "\n"
 	if err := f.Truncate(0); err == nil {
@@ -43,6 +38,17 @@ func lockDir(dir string) (*os.File, error) {
 		}
 	}
 	return f, nil
+}
+
+// holder reads who has the lock.
+func holder(dir string) *LockError {
+	e := &LockError{Dir: dir}
+	b, err := os.ReadFile(filepath.Join(dir, lockName))
+	if err == nil {
+		e.PID, _ = strconv.Atoi(strings.TrimSpace(string(b[:min(len(b), 32)])))
+		e.Command = commandOf(e.PID)
+	}
+	return e
 }
 
 // commandOf returns the command line of a process, "" when it cannot be read.

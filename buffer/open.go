@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -79,28 +78,47 @@ func openFor(o Options, tune tuning, readOnly bool) (*Queue, error) {
 		}
 		q.keyErr = err
 	}
-	if !readOnly {
-		if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-			return nil, fmt.Errorf("buffer: %w", err)
-		}
-	}
-	lock, err := lockDir(o.Dir)
-	if err != nil {
+	err := q.enter()
+	if errors.Is(err, ErrLocked) {
 		return nil, err
 	}
-	q.lock = lock
-	if err := q.start(); err != nil {
+	if err == nil {
+		err = q.start()
+	}
+	if unwritable(err) && !readOnly { // a fault that passes must not cost the epoch
+		time.Sleep(q.tune.retry / 10)
+		if q.forgetStart(); q.lock == nil {
+			err = q.enter()
+		}
+		if q.lock != nil {
+			err = q.start()
+		}
+	}
+	if unwritable(err) && !readOnly {
+		q.forgetStart()
+		err = q.startAdrift(err)
+	}
+	if err != nil {
 		q.abandon()
+		if errors.Is(err, ErrLocked) {
+			return nil, err
+		}
 		return nil, fmt.Errorf("buffer %s: %w", o.Dir, err)
 	}
 	q.signal()
 	return q, nil
 }
 
+// writes tells whether the directory may be written. The caller holds the
+// disk lock, or nobody else knows of the queue yet.
+func (q *Queue) writes() bool { return !q.readOnly && q.adrift == nil }
+
 // abandon gives back what a failed Open has taken.
 func (q *Queue) abandon() {
 	q.closeFiles()
-	q.lock.Close()
+	if q.lock != nil {
+		q.lock.Close()
+	}
 }
 
 // closeFiles closes all but the lock.
@@ -125,17 +143,17 @@ func (q *Queue) start() error {
 	defer q.disk.Unlock()
 	began := time.Now()
 	q.opener.kills = make(map[string]int)
-	if !q.readOnly {
+	if q.writes() {
 		if err := q.tidy(); err != nil {
 			return err
 		}
 	}
 	s, missing, wrong, err := loadStates(q.dir)
-	if err != nil {
+	if err != nil && !(q.adrift != nil && unwritable(err)) {
 		return err
 	}
 	given, slot, err := readNumbers(q.dir)
-	if err != nil {
+	if err != nil && !(q.adrift != nil && unwritable(err)) {
 		return err
 	}
 	q.numbers.slot = slot
@@ -149,6 +167,9 @@ func (q *Queue) start() error {
 		return err
 	}
 	anew := s == nil
+	if !anew {
+		q.foundEpoch, q.foundGen = s.epoch, s.gen
+	}
 	q.how = "power"
 	if anew {
 		if s, err = given.state(); err != nil {
@@ -159,6 +180,13 @@ func (q *Queue) start() error {
 		}
 	}
 	unsure := s.catchUp(&given, rides)
+	if q.adrift != nil {
+		anew = true
+		if s.epoch, err = newEpoch(); err != nil {
+			return err
+		}
+		s.ledger, s.lostB, s.lostR = nil, 0, 0
+	}
 	if anew { // all is told
 		unsure = [laneCount]ranges{}
 	}
@@ -188,7 +216,7 @@ func (q *Queue) start() error {
 			q.lose(Loss{Lane: Lane(i), From: h.a, To: h.b, Batches: -1, Readings: -1, T0: before, T1: before, Why: WhyRestart})
 		}
 	}
-	if q.readOnly {
+	if !q.writes() {
 		q.measure()
 		return nil
 	}
@@ -264,8 +292,9 @@ func (q *Queue) tidy() error {
 // findSegments lists the segments, reads the summary of each, and gives
 // those whose summary cannot be read the numbers between their neighbours.
 func (q *Queue) findSegments() (rides []*ride, err error) {
+	q.foundNames = nil
 	list, err := os.ReadDir(q.dir)
-	if err != nil {
+	if err != nil && (q.adrift == nil || q.lock != nil && !unwritable(err)) {
 		return nil, err
 	}
 	for _, d := range list {
@@ -273,13 +302,14 @@ func (q *Queue) findSegments() (rides []*ride, err error) {
 		if !ok {
 			continue
 		}
+		q.foundNames = append(q.foundNames, d.Name())
 		seg := &segment{lane: l, path: filepath.Join(q.dir, d.Name()), log: q.log}
 		sum, r, size, err := glance(seg.path)
 		if q.opener.kills[d.Name()] >= maxKills && err == nil {
 			err = damaged("opening it ended the process")
 		}
 		if err == nil && sum.count == 0 { // nothing was ever committed to it
-			if q.readOnly {
+			if !q.writes() {
 				continue
 			}
 			if err := seg.unlink(); err != nil {
@@ -363,7 +393,7 @@ func (q *Queue) openStates(wrong map[string]error) error {
 		f := &q.states[i]
 		f.path = filepath.Join(q.dir, name)
 		if wrong[name] != nil {
-			if q.readOnly {
+			if !q.writes() {
 				continue
 			}
 			if err := q.quarantine(f.path); err != nil {
@@ -375,9 +405,13 @@ func (q *Queue) openStates(wrong map[string]error) error {
 			continue
 		}
 		q.mark(name)
-		b, err := openBolt(f.path, q.stateCap, stateStep, q.log)
+		most := q.stateCap
+		if q.adrift != nil {
+			most = 0
+		}
+		b, err := openBolt(f.path, most, stateStep, q.log)
 		q.unmark()
-		if isDamage(err) && q.readOnly {
+		if err != nil && !q.writes() && (isDamage(err) || q.adrift != nil) {
 			continue
 		}
 		if isDamage(err) {
@@ -391,132 +425,9 @@ func (q *Queue) openStates(wrong map[string]error) error {
 	return nil
 }
 
-// account closes what nobody knows of any more: numbers that are neither
-// done nor held. Those above all that was stored were in memory, or were
-// never given, when the last run ended; those below were stored and are gone.
-func (q *Queue) account(l Lane, clean, anew bool, before int64) error {
-	ln := &q.lanes[l]
-	if n := len(ln.segs); n > 0 && ln.segs[n-1].bad { // what it held is found out by its repair
-		for _, s := range ln.segs {
-			if s.bad && s.sum.last == ln.segs[n-1].sum.last {
-				s.sum.last, s.sum.t1 = max(s.sum.last, ln.given), max(s.sum.t1, before)
-			}
-		}
-	}
-	var here ranges
-	top := uint64(0)
-	for _, s := range ln.segs {
-		if s.sum.last >= s.sum.first {
-			here.add(s.sum.first, s.sum.last)
-			top = max(top, s.sum.last)
-		}
-	}
-	ln.given = max(ln.given, top)
-	if n := len(ln.done.s); n > 0 {
-		ln.given = max(ln.given, ln.done.s[n-1].b)
-	}
-	if !clean {
-		ln.given = max(ln.given, ln.reserved)
-	}
-	if anew { // of what was done nobody knows any more which part was lost: all is told
-		was := ln.done
-		ln.done = ranges{}
-		here = *here.without(&was)
-	}
-	here.union(&ln.done)
-	if !anew {
-		if err := q.bringBack(l, &here, clean); err != nil {
-			return err
-		}
-	}
-	for _, h := range here.holes(1, ln.given) {
-		loss := Loss{Lane: l, From: h.a, To: h.b, Batches: int64(h.b - h.a + 1), Readings: -1, T0: before, T1: before, Why: WhyCorrupt}
-		if h.a > top || anew {
-			loss.Why, loss.Batches = WhyRestart, -1
-			if !clean {
-				loss.T1 = q.time()
-			}
-		}
-		ln.done.add(h.a, h.b)
-		q.lose(loss)
-	}
-	ln.stored, ln.reserved = ln.given, ln.given
-	return nil
-}
-
-// bringBack looks for records that are whole on disk although no transaction
-// leads to them: their commit did not finish, or a disk that confirms too
-// early lost its end. They wait in memory to be stored again. It looks into
-// the segment before each hole and, after a crash, into the last one. ErrKey
-// when one of them wants another key: it must not be taken for missing.
-func (q *Queue) bringBack(l Lane, here *ranges, clean bool) error {
-	ln := &q.lanes[l]
-	wanted := make(map[*segment]*ranges)
-	want := func(h span) {
-		for i := len(ln.segs) - 1; i >= 0; i-- {
-			if s := ln.segs[i]; s.sum.last < h.a {
-				if !s.bad {
-					if wanted[s] == nil {
-						wanted[s] = &ranges{}
-					}
-					wanted[s].add(h.a, h.b)
-				}
-				return
-			}
-		}
-	}
-	for _, h := range here.holes(1, ln.given) {
-		want(h)
-	}
-	if !clean {
-		want(span{ln.given + 1, math.MaxUint64 - 1})
-	}
-	var locked error
-	for s, numbers := range wanted {
-		f, err := os.Open(s.path)
-		if err != nil {
-			continue
-		}
-		scan(f, s.size, l, func(r found) {
-			if !numbers.has(r.number) || here.has(r.number) {
-				return
-			}
-			if q.memory+int64(r.length) > q.tune.memory/2 { // too much for memory: a repair saves it
-				s.bad = true
-				s.sum.last = max(s.sum.last, r.number)
-				here.add(r.number, r.number)
-				ln.given = max(ln.given, r.number)
-				return
-			}
-			h := &held{seq: r.number, rec: make([]byte, r.length), count: r.count, from: r.t0, to: r.t1}
-			if readSome(f, h.rec, r.at) < r.length {
-				return
-			}
-			e, plain, err := q.unseal(h.rec)
-			if errors.Is(err, ErrKey) {
-				locked = err
-			}
-			if err != nil || e.number != r.number {
-				return
-			}
-			if r.key != "" {
-				h.rec = append(h.rec[:recordHead], plain...)
-			}
-			here.add(r.number, r.number)
-			ln.given = max(ln.given, r.number)
-			ln.mem = append(ln.mem, h)
-			q.memory += h.bytes()
-		}, func(*ride) {})
-		f.Close()
-	}
-	slices.SortFunc(ln.mem, func(a, b *held) int { return cmp.Compare(a.seq, b.seq) })
-	q.salvaged += int64(len(ln.mem))
-	return locked
-}
-
 // mark names the file that bbolt is about to open.
 func (q *Queue) mark(name string) {
-	if q.readOnly {
+	if !q.writes() {
 		return
 	}
 	q.opener.kills[name]++
@@ -524,7 +435,7 @@ func (q *Queue) mark(name string) {
 }
 
 func (q *Queue) unmark() {
-	if !q.readOnly {
+	if q.writes() {
 		_ = os.Remove(filepath.Join(q.dir, markerName))
 	}
 }

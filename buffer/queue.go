@@ -26,6 +26,12 @@ type Queue struct {
 
 	readOnly bool // opened by OpenReadOnly
 
+	adrift     error             // why nothing can be written since Open; written under disk and mu
+	foundEpoch uint32            // what stood in the directory at start
+	foundGen   uint64            // likewise
+	foundNames []string          // of segments
+	metas      map[string][]byte // catalogs that were saved adrift
+
 	key     *diskKey // nil: batches are written as they are
 	keyFile string   // where it comes from
 	keyErr  error    // why there is none; only when opened for reading
@@ -193,9 +199,12 @@ func (q *Queue) time() int64 {
 
 // limit is the highest number of a lane that may leave the gateway. Beyond
 // what is reserved, a crash would let the number be given a second time; with
-// MaxLoss 0 nothing leaves before it is on disk.
+// MaxLoss 0 nothing leaves before it is on disk, unless there is none.
 func (q *Queue) limit(ln *lane) uint64 {
-	if q.maxLoss > 0 {
+	switch {
+	case q.adrift != nil: // the epoch ends with this run
+		return ln.given
+	case q.maxLoss > 0:
 		return ln.reserved
 	}
 	return min(ln.reserved, ln.stored)

@@ -348,6 +348,9 @@ func (q *Queue) readFailed(seg *segment, bad bool, err error) error {
 	if !known { // another read has done it
 		return nil
 	}
+	if q.adrift != nil {
+		return fmt.Errorf("%w: %w", errDamaged, q.adrift)
+	}
 	if err := q.resting(); err != nil {
 		return fmt.Errorf("%w: %w", errDamaged, err)
 	}

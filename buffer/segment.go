@@ -278,11 +278,7 @@ func (s *segment) close(drop bool) error {
 // is true when they do not fit; nothing has been written then.
 func (s *segment) append(group []*held, sum summary, r *ride) (rollOver bool, written int64, err error) {
 	written, err = s.file.update(func(tx *bbolt.Tx) error {
-		need := int64(16 * pageSize)
-		for _, h := range group {
-			need += recordPages(len(h.out))
-		}
-		if tx.Size()+need > s.size {
+		if tx.Size()+segmentNeed(group)-4*pageSize > s.size {
 			rollOver = true
 			return errRoll
 		}
@@ -321,6 +317,19 @@ func putBatches(tx *bbolt.Tx, n int, record func(i int) (number uint64, count in
 		return err
 	}
 	return meta.Put([]byte(keyRide), r.encode())
+}
+
+// leastSegment is the smallest segment that is made on a disk with little room.
+const leastSegment = 128 << 10
+
+// segmentNeed is the room that a commit of batches may take, with the first
+// pages of an empty file.
+func segmentNeed(group []*held) int64 {
+	need := int64(20 * pageSize)
+	for _, h := range group {
+		need += recordPages(len(h.out))
+	}
+	return need
 }
 
 // putRecord puts a record into a bucket of its own: bbolt does not split a

@@ -240,7 +240,7 @@ type stateFile struct {
 // saveState writes the state with a transaction to each file. It counts
 // only when both succeed. The caller holds the disk lock.
 func (q *Queue) saveState(clean bool) error {
-	if err := q.ready(); err != nil {
+	if err := q.ready(); err != nil || q.adrift != nil {
 		return err
 	}
 	q.mu.Lock()
@@ -368,6 +368,17 @@ func (q *Queue) SaveMeta(key string, val []byte) error {
 	if err := q.ready(); err != nil {
 		return err
 	}
+	if q.adrift != nil {
+		if q.metas == nil {
+			q.metas = make(map[string][]byte)
+		}
+		q.metas[key] = bytes.Clone(val)
+		return nil
+	}
+	return q.saveMeta(key, val)
+}
+
+func (q *Queue) saveMeta(key string, val []byte) error {
 	if old, ok, err := q.catalog(key); err == nil && ok && bytes.Equal(old, val) {
 		return nil
 	}
@@ -446,6 +457,9 @@ func (q *Queue) Meta(key string) ([]byte, bool, error) {
 }
 
 func (q *Queue) catalog(key string) (val []byte, ok bool, err error) {
+	if val, ok := q.metas[key]; ok {
+		return val, true, nil
+	}
 	for i := range q.states {
 		if q.states[i].b == nil {
 			continue

@@ -30,6 +30,11 @@ func (q *Queue) sync(olderThan time.Duration, closing bool) error {
 	if err := q.resting(); err != nil && !closing {
 		return err
 	}
+	if q.adrift != nil {
+		if err := q.ashore(); err != nil {
+			return q.failed(fmt.Errorf("nothing can be written, readings are only in memory: %w", err))
+		}
+	}
 	if q.lossWaits() { // before any ride says that those numbers are done
 		if err := q.saveState(false); err != nil {
 			return err
@@ -174,8 +179,12 @@ func (q *Queue) store(l Lane, group []*held) error {
 	err := errRoll
 	for try := 0; try < 3 && err != nil; try++ {
 		var seg *segment
-		if seg, err = q.writable(l); err != nil {
+		if seg, err = q.writable(l, group); err != nil {
 			break
+		}
+		for n := len(group); seg.sum.count == 0 && n > 1 && segmentNeed(group) > seg.size; n = len(group) {
+			q.putBack(l, group[n/2:]) // the segment was made on a disk with little room
+			group = group[:n/2]
 		}
 		sum, r, undo := q.prepare(l, seg, group)
 		rollOver, n, failure := seg.append(group, sum, r)
@@ -312,8 +321,9 @@ func (q *Queue) forget(l Lane, seg *segment) {
 	}
 }
 
-// writable returns the last segment of a lane, open for writing.
-func (q *Queue) writable(l Lane) (*segment, error) {
+// writable returns the last segment of a lane, open for writing. A new one is
+// smaller where the disk has no room for a whole one.
+func (q *Queue) writable(l Lane, group []*held) (*segment, error) {
 	if q.tail[l] != nil {
 		return q.tail[l], nil
 	}
@@ -324,7 +334,7 @@ func (q *Queue) writable(l Lane) (*segment, error) {
 		last = q.lanes[l].segs[n-1]
 		no = last.sum.no + 1
 	}
-	bad := last != nil && (last.bad || last.size != q.segSize[l] || last.sum.key != q.key.id())
+	bad := last != nil && (last.bad || last.size > q.segSize[l] || last.sum.key != q.key.id())
 	q.mu.Unlock()
 	if !q.begun[l] {
 		q.begun[l] = true
@@ -339,11 +349,19 @@ func (q *Queue) writable(l Lane) (*segment, error) {
 	seg := &segment{lane: l, path: filepath.Join(q.dir, segmentName(l, no)), log: q.log, size: q.segSize[l], checked: true}
 	seg.sum = summary{epoch: q.epoch, lane: l, no: no, key: q.key.id()}
 	b, err := makeSegment(seg.path, seg.size, q.log)
-	if errors.Is(err, syscall.ENOSPC) && q.mayRecycle(l) {
-		if _, err := q.dropOldest(l); err != nil {
-			return nil, err
+	for _, recycle := range []bool{false, true} {
+		if !errors.Is(err, syscall.ENOSPC) || recycle && !q.mayRecycle(l) {
+			break
 		}
-		b, err = makeSegment(seg.path, seg.size, q.log)
+		if recycle {
+			if _, err := q.dropOldest(l); err != nil {
+				return nil, err
+			}
+		}
+		if fits := q.fits(l); fits >= segmentNeed(group[:1]) {
+			seg.size = fits
+			b, err = makeSegment(seg.path, fits, q.log)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -357,6 +375,27 @@ func (q *Queue) writable(l Lane) (*segment, error) {
 	q.measure()
 	q.tune.step()
 	return seg, nil
+}
+
+// fits is the size of a segment that a disk with little room has room for: at
+// most half of it for data, so that an event finds some. 0 when there is none.
+func (q *Queue) fits(l Lane) int64 {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(q.dir, &st); err != nil {
+		return 0
+	}
+	free := int64(st.Bavail) * int64(st.Bsize)
+	if l == Data {
+		free /= 2
+	}
+	size := q.segSize[l]
+	for size > free && size >= 2*leastSegment {
+		size /= 2
+	}
+	if size > free {
+		return 0
+	}
+	return size / pageSize * pageSize
 }
 
 // mayRecycle: files that are not ours have filled the disk. What we hold is
