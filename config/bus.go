@@ -218,7 +218,7 @@ func (p *parser) units(b *driver.Options, path string, at end) {
 	if at.scheme == "" {
 		return
 	}
-	network := at.scheme == "tcp"
+	network := at.numbered()
 	listens := at.listens()
 	first := map[int]string{}
 	for k := range b.Devices {
@@ -264,6 +264,9 @@ type end struct {
 	scheme, host, port, rest, bus string
 }
 
+// numbered tells Modbus TCP, with or without TLS, from lines with RTU frames.
+func (e end) numbered() bool { return e.scheme == "tcp" || e.scheme == "tls" }
+
 // listens tells lines whose devices talk by themselves.
 func (e end) listens() bool { return e.scheme == "serial" || e.scheme == "serial+tcp" }
 
@@ -274,12 +277,12 @@ func parseEnd(connect string) end {
 	}
 	e := end{scheme: u.Scheme, host: u.Hostname(), port: u.Port(), rest: u.Host + u.Path}
 	switch u.Scheme {
-	case "tcp", "rtu+tcp", "serial+tcp":
+	case "tcp", "tls", "rtu+tcp", "serial+tcp":
 		if e.host == "" {
 			return end{}
 		}
-		if e.port == "" && u.Scheme == "tcp" {
-			e.port = "502"
+		if ports := map[string]string{"tcp": "502", "tls": "802"}; e.port == "" {
+			e.port = ports[u.Scheme] // the ports of Modbus
 		}
 	case "rtu", "ascii", "serial":
 		if e.host != "" || u.Path == "" {
@@ -314,7 +317,7 @@ func (p *parser) endpoint(at end, ends map[string]end, path string) {
 	if at.host == "" || at.listens() {
 		return // a serial server may have a talking device beside Modbus ones
 	}
-	if other, ok := ends[at.host]; ok && other.scheme != at.scheme {
+	if other, ok := ends[at.host]; ok && other.numbered() != at.numbered() {
 		p.doc.Warn(path+".connect", codeMixed, fmt.Sprintf("%s is %s:// here and %s:// on bus %q", at.host, at.scheme, other.scheme, other.bus),
 			"RTU frames and Modbus TCP differ; is that what both ports speak?")
 	} else if !ok {
@@ -372,7 +375,7 @@ func (p *parser) times(b *driver.Options, path string, at end) {
 	turnaround := b.Turnaround
 	if turnaround == 0 {
 		turnaround = networkTurnaround
-		if at.scheme != "tcp" {
+		if !at.numbered() {
 			turnaround = serialTurnaround
 		}
 	}

@@ -43,6 +43,13 @@ func (c *Config) ClientKey() string {
 // not there yet is a warning: certificates often come after the file.
 func (p *parser) files() {
 	p.bufferKey()
+	for i := range p.cfg.Buses {
+		if b := &p.cfg.Buses[i]; b.TLS != nil {
+			path := "buses." + b.Name + ".tls."
+			p.authority(path+"ca", b.TLS.CA)
+			p.pair(path+"cert", path+"key", b.TLS.Cert, b.TLS.Key)
+		}
+	}
 	o := &p.cfg.Uplink
 	if !p.doc.Has("uplink") {
 		return
@@ -95,7 +102,7 @@ func (p *parser) read(path, file, code string) []byte {
 	return nil
 }
 
-// authority checks the file with the CAs of the broker.
+// authority checks the file with the CAs of the broker, or of a device.
 func (p *parser) authority(path, file string) {
 	b := p.read(path, file, codeCert)
 	if b == nil {

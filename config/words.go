@@ -14,8 +14,8 @@ import (
 
 // connect checks the scheme of a connect string.
 func (p *parser) connect(path, s string) {
-	const expected = "expected rtu, ascii, serial, tcp, rtu+tcp or serial+tcp"
-	known := []string{"rtu", "ascii", "serial", "tcp", "rtu+tcp", "serial+tcp"}
+	const expected = "expected rtu, ascii, serial, tcp, tls, rtu+tcp or serial+tcp"
+	known := []string{"rtu", "ascii", "serial", "tcp", "tls", "rtu+tcp", "serial+tcp"}
 	path += ".connect"
 	scheme, rest, ok := strings.Cut(s, "://")
 	switch {
@@ -30,10 +30,10 @@ func (p *parser) connect(path, s string) {
 		p.doc.Report(path, document.CodeValue, fmt.Sprintf("connect: %q is no connect string", s), didYouMean("", scheme+"://"+rest))
 	case ok && (scheme == "rtu" || scheme == "ascii" || scheme == "serial") && strings.HasPrefix(rest, "dev/"):
 		p.doc.Report(path, document.CodeValue, "connect: the path of the port begins with /", didYouMean("", scheme+":///"+rest))
-	case ok && (scheme == "tls" || scheme == "tcps" || scheme == "udp" || scheme == "rtu+udp"):
+	case ok && (scheme == "udp" || scheme == "rtu+udp"):
 		p.doc.Report(path, document.CodeValue, fmt.Sprintf("connect: %s:// is not in this version", scheme), expected)
 	case ok && !oneOf(scheme, known):
-		said := map[string]string{"modbus": "tcp", "modbus-tcp": "tcp", "modbustcp": "tcp", "mbtcp": "tcp", "modbus-rtu": "rtu", "modbusrtu": "rtu",
+		said := map[string]string{"modbus": "tcp", "modbus-tcp": "tcp", "modbustcp": "tcp", "mbtcp": "tcp", "tcps": "tls", "mbaps": "tls", "tcp+tls": "tls", "modbus-rtu": "rtu", "modbusrtu": "rtu",
 			"rtu-tcp": "rtu+tcp", "rtuovertcp": "rtu+tcp", "rs485": "rtu", "tty": "serial", "file": "serial"}[strings.ToLower(scheme)]
 		if said == "" {
 			said = document.Nearest(scheme, known)

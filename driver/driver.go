@@ -38,8 +38,8 @@ type Options struct {
 	Name string `yaml:"-"`
 	// Connect names the port and the manner of speaking:
 	// rtu:///dev/..., ascii:///dev/..., serial:///dev/..., tcp://HOST:PORT,
-	// rtu+tcp://HOST:PORT, serial+tcp://HOST:PORT.
-	Connect string `yaml:"connect" required:"true" doc:"Where the line is: rtu:///dev/..., ascii:///dev/..., serial:///dev/..., tcp://HOST:PORT, rtu+tcp://HOST:PORT or serial+tcp://HOST:PORT."`
+	// tls://HOST:PORT, rtu+tcp://HOST:PORT, serial+tcp://HOST:PORT.
+	Connect string `yaml:"connect" required:"true" doc:"Where the line is: rtu:///dev/..., ascii:///dev/..., serial:///dev/..., tcp://HOST:PORT, tls://HOST:PORT, rtu+tcp://HOST:PORT or serial+tcp://HOST:PORT."`
 	// Line is speed and character format, such as 9600 8E1. Default: what
 	// the profile of the first device says, else 9600 8N1.
 	Line string `yaml:"line" doc:"Speed and format of the serial line, such as 9600 8E1."`
@@ -56,8 +56,13 @@ type Options struct {
 	Turnaround time.Duration `yaml:"turnaround" doc:"How long devices usually take to answer; helps to plan the blocks."`
 	// DTR and RTS are the levels of these lines while the port is open, for
 	// heads and contacts that are supplied by them. Default: high.
-	DTR     string   `yaml:"dtr" enum:"high,low" doc:"Level of the line DTR while the port is open; the system makes it high if not given."`
-	RTS     string   `yaml:"rts" enum:"high,low" doc:"Level of the line RTS while the port is open; the system makes it high if not given."`
+	DTR string `yaml:"dtr" enum:"high,low" doc:"Level of the line DTR while the port is open; the system makes it high if not given."`
+	RTS string `yaml:"rts" enum:"high,low" doc:"Level of the line RTS while the port is open; the system makes it high if not given."`
+	// TLS names the certificates of a tls:// line.
+	TLS *TLS `yaml:"tls" doc:"Certificates of a tls:// line; all three files are needed."`
+	// RS485 lets the kernel switch the direction of an RS-485 port; nil
+	// leaves that to the adapter.
+	RS485   *RS485   `yaml:"rs485" doc:"The kernel switches the direction of the RS-485 port (TIOCSRS485). Only for ports whose driver can; most USB adapters switch by themselves."`
 	Devices []Device `yaml:"devices,keyed" doc:"The devices on this line, by name."`
 }
 
@@ -70,6 +75,8 @@ type Device struct {
 	Timeout time.Duration   `yaml:"timeout" doc:"How long this device may take to answer, if not as the line says."`
 	Address string          `yaml:"address" doc:"Number by which a meter is called on a line with several (IEC 62056-21); any meter answers if not given."`
 	MaxBaud int             `yaml:"max_baud" min:"0" max:"19200" doc:"Highest speed that a meter is asked to go to (IEC 62056-21); default: what it offers."`
+	Gap     time.Duration   `yaml:"gap" doc:"Silence this device wants before a request, if more than the line's and the profile's."`
+	Wake    *profile.Wake   `yaml:"wake" doc:"What wakes this device before a request, if not as the profile says."`
 	Points  []profile.Point `yaml:"points,keyed" doc:"Points of a device without a profile."`
 	Frames  *profile.Frames `yaml:"frames" doc:"Frames of a serial device without a profile."`
 
@@ -97,11 +104,12 @@ const (
 type endpoint struct {
 	kind   kind
 	serial bool   // a port; else a network address
+	secure bool   // TLS
 	addr   string // path of the port, or HOST:PORT
 }
 
 func parseConnect(s string) (endpoint, error) {
-	const forms = "rtu:///dev/..., ascii:///dev/..., serial:///dev/..., tcp://HOST:PORT, rtu+tcp://HOST:PORT or serial+tcp://HOST:PORT"
+	const forms = "rtu:///dev/..., ascii:///dev/..., serial:///dev/..., tcp://HOST:PORT, tls://HOST:PORT, rtu+tcp://HOST:PORT or serial+tcp://HOST:PORT"
 	u, err := url.Parse(s)
 	if err != nil || s == "" {
 		return endpoint{}, fmt.Errorf("%q is no connect string: write %s", s, forms)
@@ -116,6 +124,8 @@ func parseConnect(s string) (endpoint, error) {
 		e.kind, e.serial = kindListen, true
 	case "tcp":
 		e.kind = kindTCP
+	case "tls":
+		e.kind, e.secure = kindTCP, true
 	case "rtu+tcp":
 		e.kind = kindRTU
 	case "serial+tcp":
@@ -135,7 +145,10 @@ func parseConnect(s string) (endpoint, error) {
 	}
 	host, port, err := net.SplitHostPort(u.Host)
 	if err != nil && u.Host != "" && u.Port() == "" && e.kind == kindTCP {
-		host, port, err = u.Hostname(), "502", nil // the port of Modbus
+		host, port, err = u.Hostname(), "502", nil // the ports of Modbus
+		if e.secure {
+			port = "802"
+		}
 	}
 	n, perr := strconv.Atoi(port)
 	if err == nil && perr == nil && (n < 1 || n > 65535) {
@@ -174,6 +187,10 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	between("gap", o.Gap, 0, time.Second)
 	between("after_connect", o.AfterConnect, 0, time.Minute)
 	between("turnaround", o.Turnaround, 0, time.Second)
+	if err == nil {
+		o.TLS.validate(e.secure, report)
+		o.RS485.validate(e.serial, report)
+	}
 	if len(o.Devices) == 0 {
 		report("devices", "a line needs at least one device", "")
 	}
@@ -181,6 +198,8 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 		d := &o.Devices[i]
 		path := "devices." + d.Name
 		between(path+".timeout", d.Timeout, 10*time.Millisecond, time.Minute)
+		between(path+".gap", d.Gap, 0, time.Second)
+		d.Wake.Validate(func(p, msg, hint string) { report(path+".wake."+p, msg, hint) })
 		between(path+".every", d.Every, 10*time.Millisecond, 24*time.Hour)
 		if d.Profile != "" && len(d.Points) > 0 {
 			report(path+".points", "a device has a profile or points of its own, not both", "remove one of them")
@@ -268,6 +287,14 @@ func (d *Device) unit() int {
 		return d.Map.Unit
 	}
 	return d.Unit
+}
+
+// wake returns what wakes the device: its own setting, else the profile's.
+func (d *Device) wake() *profile.Wake {
+	if d.Wake == nil && d.Map != nil {
+		return d.Map.Wake
+	}
+	return d.Wake
 }
 
 // every returns the period with its default.

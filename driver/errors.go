@@ -22,6 +22,7 @@ var (
 	ErrBusy       = errors.New("the port is in use")
 	ErrNotSerial  = errors.New("this is no serial port")
 	ErrRefused    = errors.New("connection refused")
+	ErrUntrusted  = errors.New("the device does not accept our certificate")
 	ErrAbsent     = errors.New("the unit has not answered for a while and is only probed now and then")
 	ErrNoLines    = errors.New("this port has no modem lines")
 	ErrClosed     = errors.New("the line is closed")
@@ -46,8 +47,10 @@ func (e Exception) Error() string {
 
 // Error says what failed and where. Code is the stable name of the failure
 // (port-missing, port-permission, port-busy, not-serial, adapter-gone,
-// conn-refused, conn-timeout, conn-closed, tcp-one-client, dns, unit-silent,
-// no-modem-lines, bus-silent, line-settings, echo, address, exception, mismatch, short, resync,
+// conn-refused, conn-timeout, conn-closed, tcp-one-client, dns, cert-file,
+// tls-unknown-ca, tls-name, tls-expired, tls-refused, tls-failed, rs485,
+// no-modem-lines, unit-silent, bus-silent, line-settings, echo, address, exception, mismatch,
+// short, resync, read-only, write-limits, write-value, read-back, no-such-name,
 // closed, request). Seen holds measured facts, Likely and Try are for people; all
 // three may be empty and may have several lines.
 type Error struct {

@@ -74,6 +74,9 @@ type unit struct {
 	bytes uint64    // bytes that came to these requests
 	bad   uint64    // damaged answers among them
 
+	wake    *profile.Wake // what wakes it, or nil
+	touched time.Time     // last request to it
+
 	searching bool // it is found out which registers it is silent to
 }
 
@@ -157,7 +160,7 @@ func (l *Line) addDevice(o *Device, now time.Time) error {
 	if o.Map == nil {
 		return errors.New("it has no map of points")
 	}
-	d := &device{name: o.Name, opt: o, timeout: o.timeout(l.timeout), gap: o.Map.Gap, grid: newGrid(l.name, o.Name, o.every())}
+	d := &device{name: o.Name, opt: o, timeout: o.timeout(l.timeout), gap: max(o.Map.Gap, o.Gap), grid: newGrid(l.name, o.Name, o.every())}
 	d.stats = DeviceStats{Name: o.Name, Unit: o.unit(), State: "init", Every: o.every()}
 	d.memory = o.Map.NewMemory()
 	l.devices = append(l.devices, d)
@@ -165,6 +168,7 @@ func (l *Line) addDevice(o *Device, now time.Time) error {
 		return l.addSerial(d, now)
 	}
 	d.unit = l.unit(byte(o.unit()))
+	d.unit.wake = o.wake()
 	for _, r := range o.Map.Plan(l.limits) {
 		a, err := newAsk(packager(l.at.kind, d.unit.id), l.at.kind, d.unit.id, r.Table, r.Address, r.Count)
 		if err != nil {
@@ -384,7 +388,7 @@ func (l *Line) ensureOpen(ctx context.Context) error {
 // connect opens the port, or the connection.
 func (l *Line) connect(ctx context.Context) (stream, error) {
 	if l.at.serial {
-		st, err := openPort(l.at.addr, l.mode)
+		st, err := openPort(l.at.addr, l.mode, l.opt.RS485)
 		if port, ok := st.(*portStream); ok && err == nil {
 			if err = port.outputs(l.opt.DTR, l.opt.RTS); err != nil {
 				port.Close()
@@ -393,7 +397,11 @@ func (l *Line) connect(ctx context.Context) (stream, error) {
 		}
 		return st, err
 	}
-	return dialTCP(ctx, l.at.addr, min(max(l.timeout, 3*time.Second), 10*time.Second))
+	timeout := min(max(l.timeout, 3*time.Second), 10*time.Second)
+	if l.at.secure {
+		return dialTLS(ctx, l.at.addr, l.opt.TLS, timeout)
+	}
+	return dialTCP(ctx, l.at.addr, timeout)
 }
 
 // reopenWait returns how long to wait before the next attempt: a port is
@@ -426,6 +434,9 @@ func (l *Line) hangUp(err error) {
 	if l.at.serial {
 		e.Code, e.What = "adapter-gone", "serial port "+l.at.addr+" has vanished"
 		e.Likely = "the adapter was pulled, or it lost its power"
+	}
+	if errors.Is(err, ErrUntrusted) {
+		e.Code, e.What, e.Likely = "tls-refused", l.at.addr+" does not accept our certificate", untrusted
 	}
 	l.open.err, l.open.gone = e, true
 	switch {

@@ -278,8 +278,18 @@ func (l *Line) barrier(u *unit, a *ask) *ask {
 
 // once does one exchange and draws the conclusions for unit and connection.
 func (l *Line) once(u *unit, a *ask, timeout, gap time.Duration) (result, error) {
-	r, err := l.wire.do(a, timeout, gap)
+	var r result
+	var err error
+	if u.wake != nil && l.at.kind != kindTCP && time.Since(u.touched) >= u.wake.Idle {
+		if err = l.wire.wake(u.wake.Bytes, gap); gap < u.wake.Pause {
+			gap = u.wake.Pause
+		}
+	}
+	if err == nil {
+		r, err = l.wire.do(a, timeout, gap)
+	}
 	now := time.Now()
+	u.touched = now
 	u.asked++
 	u.bytes += uint64(r.bytes)
 	var x Exception

@@ -96,8 +96,9 @@ type portStream struct {
 }
 
 // openPort opens a serial port for this process alone. Errors are *Error
-// with the code port-missing, port-permission, port-busy, not-serial or port-failed.
-func openPort(path string, m lineMode) (_ stream, err error) {
+// with the code port-missing, port-permission, port-busy, not-serial, rs485 or
+// port-failed.
+func openPort(path string, m lineMode, rs *RS485) (_ stream, err error) {
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, openError(path, err)
@@ -128,6 +129,10 @@ func openPort(path string, m lineMode) (_ stream, err error) {
 			err = unix.EBUSY
 		}
 		return nil, openError(path, err)
+	}
+	if err := rs.set(fd, path); err != nil {
+		port.Close()
+		return nil, err
 	}
 	port.ResetInputBuffer() // bytes from before; ptys without it are drained before the first request
 	return &portStream{path: path, port: port, fd: fd, dev: uint64(st.Rdev)}, nil

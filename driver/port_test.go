@@ -23,7 +23,7 @@ func TestOpenErrors(t *testing.T) {
 	t.Parallel()
 	_, path := openPTY(t)
 	m, _ := parseLine("9600 8N1")
-	st, err := openPort(path, m)
+	st, err := openPort(path, m, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +31,7 @@ func TestOpenErrors(t *testing.T) {
 	os.WriteFile(plain, nil, 0o600)
 	for p, code := range map[string]string{path: "port-busy", plain: "not-serial", "/dev/null": "not-serial",
 		filepath.Join(t.TempDir(), "none"): "port-missing"} {
-		_, err := openPort(p, m)
+		_, err := openPort(p, m, nil)
 		var e *Error
 		if !errors.As(err, &e) || e.Code != code || !errors.Is(err, ErrGone) {
 			t.Errorf("%s: got %v, want code %s", p, err, code)
@@ -46,7 +46,7 @@ func TestOpenErrors(t *testing.T) {
 	if err := st.WriteAll([]byte{1}, time.Now()); !errors.Is(err, ErrGone) {
 		t.Errorf("write after close: %v", err)
 	}
-	st, err = openPort(path, m)
+	st, err = openPort(path, m, nil)
 	if err != nil {
 		t.Fatalf("the port is not free after Close: %v", err)
 	}
@@ -64,13 +64,15 @@ func TestOpenErrors(t *testing.T) {
 func TestParseConnect(t *testing.T) {
 	t.Parallel()
 	for s, want := range map[string]endpoint{
-		"rtu:///dev/ttyUSB0":               {kindRTU, true, "/dev/ttyUSB0"},
-		"ascii:///dev/ttyS1":               {kindASCII, true, "/dev/ttyS1"},
-		"serial:///dev/serial/by-id/usb-x": {kindListen, true, "/dev/serial/by-id/usb-x"},
-		"tcp://10.0.0.5:502":               {kindTCP, false, "10.0.0.5:502"},
-		"tcp://10.0.0.5":                   {kindTCP, false, "10.0.0.5:502"},
-		"rtu+tcp://gw.local:4001":          {kindRTU, false, "gw.local:4001"},
-		"serial+tcp://[::1]:4001":          {kindListen, false, "[::1]:4001"},
+		"rtu:///dev/ttyUSB0":               {kindRTU, true, false, "/dev/ttyUSB0"},
+		"ascii:///dev/ttyS1":               {kindASCII, true, false, "/dev/ttyS1"},
+		"serial:///dev/serial/by-id/usb-x": {kindListen, true, false, "/dev/serial/by-id/usb-x"},
+		"tcp://10.0.0.5:502":               {kindTCP, false, false, "10.0.0.5:502"},
+		"tls://plc.local":                  {kindTCP, false, true, "plc.local:802"},
+		"tls://10.0.0.5:8802":              {kindTCP, false, true, "10.0.0.5:8802"},
+		"tcp://10.0.0.5":                   {kindTCP, false, false, "10.0.0.5:502"},
+		"rtu+tcp://gw.local:4001":          {kindRTU, false, false, "gw.local:4001"},
+		"serial+tcp://[::1]:4001":          {kindListen, false, false, "[::1]:4001"},
 	} {
 		if got, err := parseConnect(s); err != nil || got != want {
 			t.Errorf("%s: %+v, %v", s, got, err)
@@ -190,7 +192,7 @@ func TestPortHolder(t *testing.T) {
 	m, _ := parseLine("9600 8N1")
 	var e *Error
 	until(t, 3*time.Second, "the lock is held", func() bool {
-		st, err := openPort(path, m)
+		st, err := openPort(path, m, nil)
 		if err == nil {
 			st.Close()
 			return false

@@ -255,6 +255,9 @@ func (l *Line) diagnose(d *device, u *unit, a *ask, err error) *Error {
 		e.Likely = "a pseudo terminal, or an adapter that brings out RX and TX alone"
 		e.Try = "use a port with CTS, DSR, RI and DCD"
 		return e
+	case errors.Is(err, ErrUntrusted):
+		e.Code, e.What, e.Likely = "tls-refused", ErrUntrusted.Error(), untrusted
+		return e
 	case errors.Is(err, ErrGone):
 		e.Code = "conn-closed"
 		return e

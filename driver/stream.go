@@ -96,7 +96,7 @@ func (s *tcpStream) WriteAll(p []byte, deadline time.Time) error {
 		s.write = deadline
 	}
 	_, err := s.c.Write(p)
-	return s.failure(err)
+	return netFailure(err)
 }
 
 func (s *tcpStream) ReadSome(p []byte, deadline time.Time) (int, error) {
@@ -117,7 +117,7 @@ func (s *tcpStream) ReadSome(p []byte, deadline time.Time) (int, error) {
 	if err == nil {
 		err = io.ErrNoProgress
 	}
-	return 0, s.failure(err)
+	return 0, netFailure(err)
 }
 
 // fetch takes what the kernel already holds; net.Conn does not read at all
@@ -138,18 +138,19 @@ func (s *tcpStream) fetch(p []byte) (int, error) {
 	})
 	switch {
 	case err != nil:
-		return 0, s.failure(err)
+		return 0, netFailure(err)
 	case rerr == syscall.EAGAIN:
 		return 0, ErrTimeout
 	case rerr != nil:
-		return 0, s.failure(rerr)
+		return 0, netFailure(rerr)
 	case n <= 0:
-		return 0, s.failure(io.EOF)
+		return 0, netFailure(io.EOF)
 	}
 	return n, nil
 }
 
-func (s *tcpStream) failure(err error) error {
+// netFailure maps an error of a connection.
+func netFailure(err error) error {
 	switch {
 	case err == nil:
 		return nil

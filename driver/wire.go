@@ -76,6 +76,22 @@ func (w *wire) do(a *ask, timeout, gap time.Duration) (r result, err error) {
 	return w.ask(a, timeout)
 }
 
+// wake sends bytes that wake a device. The silence before the request counts
+// from when they have left.
+func (w *wire) wake(b []byte, gap time.Duration) error {
+	if err := w.settle(max(gap, w.gap)); err != nil || len(b) == 0 {
+		return err
+	}
+	now := time.Now()
+	length := w.char * time.Duration(len(b))
+	if err := w.st.WriteAll(b, now.Add(babble+length)); err != nil {
+		return fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	w.count.BytesOut += uint64(len(b))
+	w.last = now.Add(length)
+	return nil
+}
+
 // ask is do on a line that is ready.
 func (w *wire) ask(a *ask, timeout time.Duration) (r result, err error) {
 	if w.kind == kindTCP {

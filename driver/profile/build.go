@@ -65,6 +65,10 @@ func (p *Profile) build(r report) {
 	if p.Contacts() && p.Every == 0 {
 		p.Every = 50 * time.Millisecond
 	}
+	p.Wake.Validate(sub(r, "wake"))
+	if p.Wake != nil && p.Transport == "serial" {
+		r("wake", "wake is for Modbus devices", "put the bytes into talk")
+	}
 	for i := range p.Forbidden {
 		p.Forbidden[i].check(sub(r, "forbidden["+strconv.Itoa(i)+"]"))
 	}
@@ -578,5 +582,21 @@ func (pt *Point) checkWrite(c *codec, r report) {
 	}
 	if (w.Min.Given() || w.Max.Given() || w.Step.Given()) && (c.bit1 || c.act == actBool || c.act == actString) {
 		r("write", "min, max and step are for numbers", "write write: {}")
+	}
+}
+
+// Validate reports what cannot be; a nil Wake is right.
+func (w *Wake) Validate(r func(path, msg, hint string)) {
+	if w == nil {
+		return
+	}
+	if len(w.Bytes) > 32 {
+		r("bytes", fmt.Sprintf("%d bytes are no waking", len(w.Bytes)), "write at most 32")
+	}
+	if w.Pause < time.Millisecond || w.Pause > time.Second {
+		r("pause", fmt.Sprintf("%v is outside 1ms..1s", w.Pause), "")
+	}
+	if w.Idle < 0 || w.Idle > time.Hour {
+		r("idle", fmt.Sprintf("%v is outside 0s..1h", w.Idle), "")
 	}
 }

@@ -42,6 +42,8 @@ type Profile struct {
 	Timeout time.Duration `yaml:"timeout" doc:"How long this device may take to answer."`
 	Gap     time.Duration `yaml:"gap" doc:"Silence this device wants before a request."`
 
+	Wake *Wake `yaml:"wake" doc:"What wakes the device before a request."`
+
 	MaxRead   int      `yaml:"max_read" min:"0" max:"125" doc:"Most registers in one request; 0 = 125."`
 	MaxBits   int      `yaml:"max_bits" min:"0" max:"2000" doc:"Most coils or inputs in one request; 0 = 2000."`
 	MaxGap    *int     `yaml:"max_gap" min:"0" max:"124" doc:"Most unused registers to read across; 0 = never read what no point uses."`
@@ -56,6 +58,13 @@ type Profile struct {
 
 	codecs []codec
 	raw    rawFrames
+}
+
+// Wake is what a device wants on the line before it listens to a request.
+type Wake struct {
+	Bytes Hex           `yaml:"bytes" doc:"Bytes that wake it, such as 00; none: only the pause."`
+	Pause time.Duration `yaml:"pause" doc:"Pause between them and the request (1ms to 1s)."`
+	Idle  time.Duration `yaml:"idle" doc:"How long it may have been left alone without falling asleep again; 0: it is woken before each request."`
 }
 
 // Region is a stretch of addresses of one table, both ends included.
