@@ -20,6 +20,8 @@ type ScanOptions struct {
 	// Profiles are what the units found are compared with, and what is
 	// listened for.
 	Profiles []*profile.Profile
+	TLS      *TLS   // of a tls:// line
+	RS485    *RS485 // of a port whose direction the kernel switches
 }
 
 // ScanStep tells how far a scan is: a text when something new begins or was
@@ -146,6 +148,9 @@ func newScan(at endpoint, connect string, o ScanOptions, say func(ScanStep)) (*s
 	if say == nil {
 		say = func(ScanStep) {}
 	}
+	if at.secure && o.TLS == nil {
+		return nil, errors.New("a tls:// line needs its certificates: scan it by the name it has in the configuration")
+	}
 	if at.kind == kindListen {
 		at.kind = kindRTU // whoever is on it is looked for
 	}
@@ -154,7 +159,10 @@ func newScan(at endpoint, connect string, o ScanOptions, say func(ScanStep)) (*s
 	s.w = wire{kind: at.kind, pk: packager(at.kind, 1), stray: func(f frame, _ time.Time) { s.late[f.unit] = true }}
 	s.open = func(ctx context.Context, m lineMode) (stream, error) {
 		if at.serial {
-			return openPort(at.addr, m)
+			return openPort(at.addr, m, o.RS485)
+		}
+		if at.secure {
+			return dialTLS(ctx, at.addr, o.TLS, 3*time.Second)
 		}
 		return dialTCP(ctx, at.addr, 3*time.Second)
 	}

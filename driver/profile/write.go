@@ -7,6 +7,7 @@ import (
 	"math/big"
 	"strconv"
 	"strings"
+	"time"
 
 	"tidegate/internal/telemetry"
 )
@@ -233,4 +234,48 @@ func (p *Profile) ParseValue(i int, s string) (telemetry.Value, error) {
 	}
 	f, _ := x.Float64()
 	return telemetry.Float64Value(f), nil
+}
+
+func (pt *Point) checkWrite(c *codec, r report) {
+	w := pt.Write
+	if w == nil {
+		return
+	}
+	if c.table != Coils && c.table != Holding {
+		r("write", "only coils and holding registers can be written", "remove write")
+		return
+	}
+	if w.Min.Given() && w.Max.Given() && w.Min.rat(0).Cmp(w.Max.rat(0)) > 0 {
+		r("write.min", "min is above max", "")
+	}
+	if w.Step.Given() && w.Step.num <= 0 {
+		r("write.step", "a step is more than 0", "")
+	}
+	switch f := w.Function; {
+	case f == 0, c.table == Coils && (f == 5 || f == 15), c.table == Holding && (f == 16 || f == 23):
+	case c.table == Holding && (f == 6 || f == 22) && c.count == 1:
+	case c.table == Holding && (f == 6 || f == 22):
+		r("write.function", fmt.Sprintf("function %d writes one register, this point has %d", f, c.count), "write 16")
+	default:
+		r("write.function", fmt.Sprintf("function %d does not write a %s", f, c.table), "write 5 or 15 for a coil, 6, 16, 22 or 23 for registers")
+	}
+	if (w.Min.Given() || w.Max.Given() || w.Step.Given()) && (c.bit1 || c.act == actBool || c.act == actString) {
+		r("write", "min, max and step are for numbers", "write write: {}")
+	}
+}
+
+// Validate reports what cannot be; a nil Wake is right.
+func (w *Wake) Validate(r func(path, msg, hint string)) {
+	if w == nil {
+		return
+	}
+	if len(w.Bytes) > 32 {
+		r("bytes", fmt.Sprintf("%d bytes are no waking", len(w.Bytes)), "write at most 32")
+	}
+	if w.Pause < time.Millisecond || w.Pause > time.Second {
+		r("pause", fmt.Sprintf("%v is outside 1ms..1s", w.Pause), "")
+	}
+	if w.Idle < 0 || w.Idle > time.Hour {
+		r("idle", fmt.Sprintf("%v is outside 0s..1h", w.Idle), "")
+	}
 }
