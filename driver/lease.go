@@ -126,6 +126,7 @@ func (l *Line) Scan(ctx context.Context, most time.Duration, o ScanOptions, say 
 	fail := func(err error) (*ScanResult, error) {
 		return &ScanResult{Connect: l.opt.Connect}, &Error{Line: l.name, Op: "scan", Code: "request", Err: fmt.Errorf("%w: %w", ErrRequest, err)}
 	}
+	o.TLS, o.RS485 = l.opt.TLS, l.opt.RS485
 	s, err := newScan(l.at, l.opt.Connect, o, say)
 	if err != nil {
 		return fail(err)
