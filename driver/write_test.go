@@ -58,7 +58,7 @@ func writeLine(t *testing.T, medium string, s *sim.Slave, m *profile.Profile) *L
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	o := Options{Name: "w", Timeout: 200 * time.Millisecond, Devices: []Device{{Name: "d", Unit: 7, Every: time.Hour, Map: m, Points: m.Points}}}
+	o := Options{Name: "w", Timeout: 500 * time.Millisecond, Devices: []Device{{Name: "d", Unit: 7, Every: time.Hour, Map: m, Points: m.Points}}}
 	switch medium {
 	case "rtu", "ascii":
 		master, path := openPTY(t)
@@ -314,22 +314,22 @@ func TestWriteWhileRunning(t *testing.T) {
 	var got sink
 	stop := run(t, l, got.emit)
 	defer stop()
-	until(t, 5*time.Second, "polling", func() bool { return got.count(2, telemetry.Good, 0) > 0 })
+	told := func(value int64) func() bool {
+		return func() bool {
+			got.mu.Lock()
+			defer got.mu.Unlock()
+			return slices.ContainsFunc(got.groups, func(g telemetry.Group) bool {
+				return slices.ContainsFunc(g.Readings, func(r telemetry.Reading) bool {
+					return r.Point == 2 && r.Quality == telemetry.Good && r.Value.Mantissa() == value
+				})
+			})
+		}
+	}
+	until(t, 20*time.Second, "polling", told(50))
 	if _, err := l.WritePoint(context.Background(), "d", "limit", telemetry.IntValue(75, 0), WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	until(t, 2*time.Second, "the new value is told", func() bool {
-		got.mu.Lock()
-		defer got.mu.Unlock()
-		for _, g := range got.groups {
-			for _, r := range g.Readings {
-				if r.Point == 2 && r.Value.Mantissa() == 75 {
-					return true
-				}
-			}
-		}
-		return false
-	})
+	until(t, 20*time.Second, "the new value is told", told(75))
 }
 
 // TestWriteRegisters: bare registers and coils of any unit.
