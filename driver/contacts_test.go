@@ -138,7 +138,7 @@ func TestNoModemLines(t *testing.T) {
 	}
 	m, _ := parseLine("9600 8N1")
 	_, path = openPTY(t)
-	port, err := openPort(path, m)
+	port, err := openPort(path, m, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
