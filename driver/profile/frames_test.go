@@ -2,7 +2,6 @@ package profile
 
 import (
 	"bytes"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -315,50 +314,6 @@ func TestEncodeFrame(t *testing.T) {
 	if _, err := get(t, "nmea-weather").EncodeFrame(nil); err == nil {
 		t.Error("a text line was built")
 	}
-}
-
-// FuzzScanner: any bytes in any pieces give the same frames, and a frame
-// decodes without panic.
-func FuzzScanner(f *testing.F) {
-	f.Add([]byte("$WIMWV,57.5,R,13.0,N,A*26\r\n$IIXDR,C,,C,AIRTEMP*00\r\n"), uint8(3))
-	f.Add(unhex(f, "00 42 42 4d 00 1c 00 00 00 08 00 08 00 00 00 08 00 08 00 d2 00 46 00 2d 00 1e 00 00 00 00 97 00 02 c5 42 4d 00 1c"), uint8(7))
-	f.Add(unhex(f, "aa aa c0 06 00 06 00 58 d9 3d ab aa c0 aa c0 09 00 09 00 58 d9 43 ab"), uint8(1))
-	f.Add([]byte("2.5\r\na,1\r\rb,2\nc,3\r"), uint8(2))
-	f.Add(unhex(f, "aa 06 01 aa 07 02 03 00 aa ff 00 00"), uint8(1))
-	profiles := []*Profile{get(f, "plantower-pms5003"), get(f, "nova-sds011"), get(f, "nmea-weather"),
-		custom(f, &Frames{Kind: "line", End: "CR", Max: 16}, Point{Name: "x", Field: ptr(1)}),
-		custom(f, &Frames{Kind: "line", Start: "STX", Max: 16}, Point{Name: "x", Field: ptr(1)}),
-		custom(f, &Frames{Kind: "counted", Sync: Hex{0xaa}, Max: 32, Length: &Count{At: 1}, Check: Check{Kind: "xor"}}, Point{Name: "x", At: ptr(2), Type: "u16"})}
-	f.Fuzz(func(t *testing.T, data []byte, size uint8) {
-		for i, p := range profiles {
-			var outcome [3]string
-			for k, n := range []int{len(data) + 1, 1, int(size)%31 + 1} {
-				s := p.NewScanner()
-				var log strings.Builder
-				for rest := data; len(rest) > 0; rest = rest[min(n, len(rest)):] {
-					s.Feed(rest[:min(n, len(rest))], func(raw []byte) {
-						fmt.Fprintf(&log, "%x\n", raw)
-						if len(raw) > p.raw.max {
-							t.Fatalf("a frame of %d bytes", len(raw))
-						}
-						for _, r := range p.DecodeFrame(raw, 0, nil) {
-							if r.Quality == telemetry.Good && r.Value.Kind() == telemetry.None {
-								t.Fatalf("good without a value from % x", raw)
-							}
-						}
-					})
-					if cap(s.buf) > p.raw.max {
-						t.Fatalf("the buffer grew to %d", cap(s.buf))
-					}
-				}
-				outcome[k] = fmt.Sprintf("%s bad %d skipped %d rest %x", log.String(), s.Bad(), s.Skipped(), s.buf)
-			}
-			if outcome[0] != outcome[1] || outcome[0] != outcome[2] {
-				t.Errorf("profile %d: pieces matter:\n%s\n%s\n%s", i, outcome[0], outcome[1], outcome[2])
-			}
-			p.DecodeFrame(data, 0, nil)
-		}
-	})
 }
 
 func BenchmarkDecodeFrame(b *testing.B) {
