@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -24,6 +25,7 @@ type Error struct {
 	Seen   string // what was observed, "" for nothing more
 	Likely string // the likely reason
 	Try    string // what to do
+	Note   string // what is well all the same
 	Err    error  // the library's word, may be nil
 }
 
@@ -91,7 +93,9 @@ type situation struct {
 	now     time.Time // the time certificates were checked against
 	wall    time.Time // what the clock of this machine says
 	synced  bool
+	built   time.Time // zero: not known
 	timeout time.Duration
+	probe   string // what else was tried meanwhile, "" for nothing
 }
 
 // explain turns an error of a stage into an Error. An Error stays as it is.
@@ -126,14 +130,50 @@ func explainDNS(e *Error, err error, s situation) {
 	var d *net.DNSError
 	if errors.As(err, &d) && d.IsNotFound {
 		e.Code, e.Msg = "dns", fmt.Sprintf("the name %s cannot be resolved", s.broker.host)
-		e.Seen = "the name server answered: no such name"
-		e.Likely = "spelling in uplink.url, or a private name that this network does not know"
-		e.Try = "ask the carrier for the DNS of this SIM card, or put the address in /etc/hosts (keep the name in the config: the certificate needs it)"
+		e.Seen = `the name server answered "no such name"`
+		if d.Server != "" {
+			e.Seen = fmt.Sprintf(`server %s answered "no such name"`, strings.TrimSuffix(d.Server, ":53"))
+		}
+		e.Seen += s.probe
+		e.Likely = "spelling in uplink.url, or a private name that this SIM card's network does not know"
+		e.Try = "ask the carrier for the APN's DNS, or put the address in /etc/hosts (keep the name in the config: the certificate needs it)"
 		return
 	}
 	e.Code, e.Msg = "dns-down", fmt.Sprintf("no name server answered for %s", s.broker.host)
+	e.Seen = network()
 	e.Likely = "no network, or no name server in /etc/resolv.conf"
 	e.Try = "look at address and default route with: ip address; ip route"
+}
+
+// network says in one line how this machine is connected.
+func network() string {
+	var out []string
+	list, _ := net.Interfaces() // nothing to see without rights
+	for _, i := range list {
+		addrs, _ := i.Addrs()
+		if i.Flags&net.FlagLoopback != 0 || i.Flags&net.FlagUp == 0 || len(addrs) == 0 || len(out) == 3 {
+			continue
+		}
+		out = append(out, i.Name+" "+addrs[0].String())
+	}
+	if len(out) == 0 {
+		out = append(out, "no interface is up with an address")
+	}
+	return strings.Join(append(out, defaultRoute()), ", ")
+}
+
+// defaultRoute reads the kernel's table: Iface Destination Gateway ...
+func defaultRoute() string {
+	b, err := os.ReadFile("/proc/net/route")
+	if err != nil {
+		return "default route not known"
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 7 && f[1] == "00000000" && f[7] == "00000000" {
+			return "default route by " + f[0]
+		}
+	}
+	return "no default route"
 }
 
 func explainTCP(e *Error, err error, s situation) {
@@ -151,10 +191,13 @@ func explainTCP(e *Error, err error, s situation) {
 		e.Try = "look at: ip address; ip route"
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
 		errors.As(err, &n) && n.Timeout():
-		e.Code, e.Msg = "port-blocked", fmt.Sprintf("no TCP connection to %s within %s", addr, s.timeout)
-		e.Seen = "no answer and no refusal: packets vanish"
-		e.Likely = "a firewall or the mobile network lets only some ports out"
-		e.Try = "ask for outgoing TCP " + s.broker.port + ", or if the broker offers it: mqtts://" + s.broker.host + ":443"
+		e.Code, e.Msg = "port-blocked", fmt.Sprintf("no TCP connection to %s within %g s", addr, s.timeout.Seconds())
+		e.Seen = "no answer and no refusal (packets vanish)" + s.probe
+		e.Likely = "a firewall or the mobile APN lets only some ports out"
+		e.Try = "ask for outgoing TCP " + s.broker.port
+		if s.broker.port != "443" {
+			e.Try += ", or if the broker offers it: url: mqtts://" + s.broker.host + ":443 (MQTT on 443)"
+		}
 	}
 }
 
@@ -192,8 +235,8 @@ func explainTLS(e *Error, err error, s situation) {
 	case errors.As(err, &unknown):
 		e.Code, e.Msg = "tls-unknown-ca", fmt.Sprintf("%s shows a certificate we cannot trust", addr)
 		e.Seen = seenServer(err) + "; " + seenCA(s.ca)
-		e.Likely = "the CA file is not that of the broker, or something between us and the broker opens TLS"
-		e.Try = "get the CA certificate from the cloud team, compare its sha256 by phone, then replace " + orSystem(s.ca)
+		e.Likely = "the CA file is of the old CA, or something between us and the broker opens TLS"
+		e.Try = "get " + issuerOf(err) + " from the cloud team, compare the sha256 by phone, then replace " + orSystem(s.ca) + " and run: tidegate uplink test"
 	case errors.As(err, &host):
 		e.Code, e.Msg = "tls-host", fmt.Sprintf("the certificate of %s is for another name", addr)
 		if host.Certificate != nil {
@@ -236,9 +279,18 @@ func explainExpired(e *Error, invalid x509.CertificateInvalidError, s situation)
 	e.Seen = fmt.Sprintf("server certificate valid from %s to %s; our clock says %s (%s)",
 		from.Format(time.DateOnly), to.Format(time.DateOnly), s.wall.UTC().Format("2006-01-02 15:04:05Z"), syncWord(s.synced))
 	if s.now.Before(from) {
+		e.Seen = "server certificate valid from " + from.Format(time.DateOnly)
+		if !s.built.IsZero() {
+			e.Seen += "; our build is from " + s.built.UTC().Format(time.DateOnly)
+		}
+		e.Seen += "; NTP " + syncWord(s.synced)
+		if _, err := os.Stat("/dev/rtc0"); err != nil {
+			e.Seen += "; no battery clock (/dev/rtc0 missing)"
+		}
 		e.Code, e.Msg = "clock", fmt.Sprintf("this gateway believes it is %s", s.wall.UTC().Format("2006-01-02 15:04:05Z"))
 		e.Likely = "no time source yet; TLS cannot work before the clock is right"
-		e.Try = "timedatectl; is UDP port 123 allowed? readings keep their uptime and get their true time once the clock is set"
+		e.Try = fmt.Sprintf("timedatectl; is UDP port 123 allowed? For now: sudo date -u -s %q", from.Add(24*time.Hour).Format("2006-01-02 15:04"))
+		e.Note = "readings are kept with uptime stamps and get their true time once the clock is set"
 		return
 	}
 	e.Code, e.Msg = "tls-expired", fmt.Sprintf("the certificate of %s expired on %s", addr, to.Format(time.DateOnly))
@@ -387,14 +439,37 @@ func orSystem(ca string) string {
 	return ca
 }
 
-// seenServer describes the certificate that was refused.
+// seenServer describes the certificate that was refused, and the authority
+// that it comes from if the broker showed that one too.
 func seenServer(err error) string {
 	var v *tls.CertificateVerificationError
 	if !errors.As(err, &v) || len(v.UnverifiedCertificates) == 0 {
 		return "no server certificate"
 	}
 	c := v.UnverifiedCertificates[0]
-	return fmt.Sprintf("server CN=%s, issued by %q (sha256 %s)", c.Subject.CommonName, c.Issuer.CommonName, fingerprint(c))
+	last := v.UnverifiedCertificates[len(v.UnverifiedCertificates)-1]
+	if c == last && c.Subject.CommonName == c.Issuer.CommonName {
+		return fmt.Sprintf("server CN=%s, signed by itself (sha256 %s)", c.Subject.CommonName, shortSum(c))
+	}
+	if last != c && last.IsCA {
+		return fmt.Sprintf("server CN=%s, issued by %q (sha256 of that: %s)", c.Subject.CommonName, last.Subject.CommonName, shortSum(last))
+	}
+	return fmt.Sprintf("server CN=%s (sha256 %s), issued by %q", c.Subject.CommonName, shortSum(c), c.Issuer.CommonName)
+}
+
+// shortSum is enough of a fingerprint to be compared by phone.
+func shortSum(c *x509.Certificate) string {
+	sum := fingerprint(c)
+	return sum[:23] + ":..:" + sum[len(sum)-11:]
+}
+
+// issuerOf names the authority of a certificate that was refused.
+func issuerOf(err error) string {
+	var v *tls.CertificateVerificationError
+	if errors.As(err, &v) && len(v.UnverifiedCertificates) > 0 {
+		return strconv.Quote(v.UnverifiedCertificates[len(v.UnverifiedCertificates)-1].Issuer.CommonName)
+	}
+	return "the CA certificate"
 }
 
 func seenCA(file string) string {

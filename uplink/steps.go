@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"syscall"
 	"time"
 
 	mqtt "github.com/eclipse/paho.mqtt.golang"
@@ -51,7 +52,10 @@ const stepLimit = 10 * time.Second
 // TCP and TLS are tried afresh, and the MQTT steps go through the running
 // connection: a second one with the same client id would throw it out.
 func (u *Uplink) Test(ctx context.Context) []Step {
-	t := &tester{u: u, b: u.broker()}
+	t := &tester{u: u, b: u.broker(), resolver: net.DefaultResolver}
+	if u.resolver != nil {
+		t.resolver = u.resolver
+	}
 	for _, name := range []string{"config", "clock", "dns", "tcp", "tls", "client cert", "connect", "publish", "echo"} {
 		t.steps = append(t.steps, Step{Name: name, State: StepNot})
 	}
@@ -60,10 +64,11 @@ func (u *Uplink) Test(ctx context.Context) []Step {
 }
 
 type tester struct {
-	u     *Uplink
-	b     broker
-	steps []Step
-	began time.Time
+	u        *Uplink
+	b        broker
+	resolver *net.Resolver
+	steps    []Step
+	began    time.Time
 }
 
 func (t *tester) start() { t.began = time.Now() }
@@ -87,7 +92,12 @@ func (t *tester) run(ctx context.Context) {
 	t.start()
 	addresses, err := t.lookup(ctx)
 	if err != nil {
-		t.fail(stepDNS, explain(atDNS, err, u.situation(t.b)))
+		s := u.situation(t.b)
+		s.probe = t.otherName(ctx)
+		if u.proxy.host != "" {
+			s.broker = u.proxy
+		}
+		t.fail(stepDNS, explain(atDNS, err, s))
 		return
 	}
 	t.done(stepDNS, StepOK, "%s (%d address%s)", addresses[0], len(addresses), map[bool]string{true: "es"}[len(addresses) > 1])
@@ -95,6 +105,9 @@ func (t *tester) run(ctx context.Context) {
 	t.start()
 	raw, problem := u.tcp(ctx, t.b, min(stepLimit, u.tune.connect))
 	if problem != nil {
+		if problem.Code == "port-blocked" {
+			problem.Seen += t.otherPort(ctx, addresses[0])
+		}
 		t.fail(stepTCP, problem)
 		return
 	}
@@ -167,7 +180,41 @@ func (t *tester) lookup(ctx context.Context) ([]string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, stepLimit)
 	defer cancel()
-	return net.DefaultResolver.LookupHost(ctx, host)
+	return t.resolver.LookupHost(ctx, host)
+}
+
+// otherName tells whether the name server that does not know the broker knows
+// a name that everybody knows.
+func (t *tester) otherName(ctx context.Context) string {
+	const known = "example.org"
+	took := time.Since(t.began)
+	ctx, cancel := context.WithTimeout(ctx, stepLimit/3)
+	defer cancel()
+	word := "resolves"
+	if _, err := t.resolver.LookupHost(ctx, known); err != nil {
+		word = "does not resolve either"
+	}
+	return fmt.Sprintf(" in %d ms; %s %s", took.Milliseconds(), known, word)
+}
+
+// otherPort tells whether the port that most networks let out is open.
+func (t *tester) otherPort(ctx context.Context, host string) string {
+	if t.b.port == "443" || t.u.proxy.host != "" {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(ctx, stepLimit/3)
+	defer cancel()
+	addr, began := net.JoinHostPort(host, "443"), time.Now()
+	c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	took := time.Since(began).Milliseconds()
+	switch {
+	case err == nil:
+		c.Close()
+		return fmt.Sprintf("; %s opens in %d ms", addr, took)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Sprintf("; %s refuses in %d ms, so the host can be reached", addr, took)
+	}
+	return fmt.Sprintf("; %s does not open either", addr)
 }
 
 func (t *tester) plain() {

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -102,16 +103,17 @@ type Memory interface {
 // Uplink is one broker. Run drives it; Stats and Test may be called at any
 // time from other goroutines.
 type Uplink struct {
-	opts    Options
-	env     Env
-	brokers []broker     // the one of url, then those that stand in
-	at      atomic.Int32 // which one is in use, or tried
-	proxy   broker       // without a host: none
-	id      identity
-	speaker speaker
-	log     *slog.Logger
-	tune    tuning
-	meter   meter
+	opts     Options
+	env      Env
+	brokers  []broker      // the one of url, then those that stand in
+	at       atomic.Int32  // which one is in use, or tried
+	proxy    broker        // without a host: none
+	resolver *net.Resolver // of Test; nil: the system's
+	id       identity
+	speaker  speaker
+	log      *slog.Logger
+	tune     tuning
+	meter    meter
 
 	// of the goroutine of Run
 	unacked map[key]bool // sent on an earlier connection without a PUBACK
@@ -298,7 +300,7 @@ func (u *Uplink) situation(b broker) situation {
 		cert, folder = "", u.opts.Identity // an identity folder need not have one
 	}
 	return situation{broker: b, ca: ca, cert: cert, folder: folder, now: u.now(), wall: time.Now(),
-		synced: u.env.Clock.Synced(), timeout: u.tune.connect}
+		synced: u.env.Clock.Synced(), built: u.env.Built, timeout: u.tune.connect}
 }
 
 // clientID is the configured one, or the gateway's.

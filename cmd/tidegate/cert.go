@@ -187,7 +187,8 @@ func (a *app) placeCert(ctx context.Context, cfg *config.Config, file string, un
 			if back := c.Back(); back != nil {
 				return errors.Join(err, back)
 			}
-			return fmt.Errorf("the old pair is in place again: %w", err)
+			fmt.Fprintln(a.err, "back     the old pair is in place again")
+			return err
 		}
 		fmt.Fprintln(a.err, "works    the uplink is connected with it")
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -250,7 +251,16 @@ func valuesOf(item buffer.Item, src *source, device string) ([]status.Value, err
 }
 
 // TestUplink runs the steps of `uplink test`, through the session if there is one.
-func (a *Agent) TestUplink(ctx context.Context) []status.Step { return stepsOf(a.uplink.Test(ctx)) }
+func (a *Agent) TestUplink(ctx context.Context) []status.Step {
+	steps := stepsOf(a.uplink.Test(ctx))
+	for _, s := range steps {
+		if s.State == status.Fail && s.Failure != nil && s.Failure.Note == "" {
+			b := bufferOf(a.queue, time.Now())
+			s.Failure.Note = fmt.Sprintf("%d readings are safe here; the buffer is %d %% full", b.Records, 100*b.Bytes/max(1, b.LimitBytes))
+		}
+	}
+	return steps
+}
 
 // TestUplink runs the steps where no agent runs.
 func TestUplink(ctx context.Context, cfg *config.Config, o Options) ([]status.Step, error) {
@@ -285,7 +295,7 @@ func stepsOf(steps []uplink.Step) []status.Step {
 
 // ExplainUplink turns an error of the uplink into what a person reads.
 func ExplainUplink(e *uplink.Error) *status.Failure {
-	return &status.Failure{Code: e.Code, What: e.Brief(), Seen: e.Seen, Likely: e.Likely, Try: e.Try, Exit: 69}
+	return &status.Failure{Code: e.Code, What: e.Brief(), Seen: e.Seen, Likely: e.Likely, Try: e.Try, Note: e.Note, Exit: 69}
 }
 
 // Stopped is the buffer of a gateway whose agent does not run.

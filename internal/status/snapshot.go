@@ -223,6 +223,7 @@ type Failure struct {
 	Seen   string `json:"seen,omitempty"`
 	Likely string `json:"likely,omitempty"`
 	Try    string `json:"try,omitempty"`
+	Note   string `json:"note,omitempty"` // what is well all the same
 	Exit   int    `json:"exit,omitempty"` // exit code that fits, 0: 1
 }
 
@@ -241,6 +242,7 @@ func (f *Failure) Error() string {
 //	  seen:   facts that were measured
 //	  likely: causes that the facts allow
 //	  try:    one command to run or one thing to touch
+//	  note:   what is well all the same
 func (f *Failure) Text() string {
 	var b strings.Builder
 	head := Wrap("error: "+f.What, 80, "    ")
@@ -256,7 +258,7 @@ func (f *Failure) Text() string {
 	}
 	b.WriteByte('\n')
 	for _, l := range []struct{ name, text string }{
-		{"where:  ", f.Where}, {"seen:   ", f.Seen}, {"likely: ", f.Likely}, {"try:    ", f.Try}} {
+		{"where:  ", f.Where}, {"seen:   ", f.Seen}, {"likely: ", f.Likely}, {"try:    ", f.Try}, {"note:   ", f.Note}} {
 		if l.text != "" {
 			text := strings.ReplaceAll(strings.TrimRight(l.text, "\n"), "\n", "\n          ")
 			b.WriteString(Wrap("  "+l.name+text, 80, "          ") + "\n")
