@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"tidegate/driver/obis"
 	"tidegate/driver/profile"
 )
 
@@ -329,8 +330,12 @@ func (r *readout) feed(b []byte, whole *[]byte, take func([]byte)) (rest []byte)
 // deliver emits a sound readout. Behind one without a block check comes
 // nothing; an ETX there says that the start of the block was lost.
 func (r *readout) deliver(c *call, whole, rest []byte) error {
+	block := bytes.IndexByte(whole, 0x02) >= 0
+	if t, err := obis.Parse(whole); err != nil || block && !t.Checked {
+		return ErrShort // what begins as a block has a check
+	}
 	until := time.Now().Add(20*c.char() + 50*time.Millisecond)
-	for bytes.IndexByte(whole, 0x02) < 0 {
+	for !block {
 		if bytes.IndexByte(rest, 0x03) >= 0 {
 			c.line.wire.count.CRC++
 			return ErrCRC

@@ -172,6 +172,8 @@ func (m *d0Meter) send(baud int, fault string) {
 		b[10] ^= 1
 	case "cut":
 		b = b[:len(b)/2]
+	case "no end":
+		b = b[:len(b)-2]
 	case "no start":
 		b = b[1:]
 	case "garbage":
@@ -328,6 +330,7 @@ func TestReadoutFaults(t *testing.T) {
 		"damaged":  {telemetry.CauseCRC, 2},
 		"cut":      {telemetry.CauseShort, 2},
 		"no start": {telemetry.CauseCRC, 2},
+		"no end":   {telemetry.CauseShort, 2},
 	} {
 		t.Run(fault, func(t *testing.T) {
 			t.Parallel()
@@ -437,6 +440,20 @@ func TestSpeedChange(t *testing.T) {
 	l.serve(t.Context(), l.jobs[0], time.Now(), s.emit)
 	if got := s.readings(p, 0)["energy_import"]; got != "1846.5" || st.early || strings.Join(st.changed, " ") != "9600 300" {
 		t.Errorf("%s; too early %v; speeds %v", got, st.early, st.changed)
+	}
+}
+
+// TestReadoutOverNetwork: the speed of a serial server is not ours to change,
+// so the meter is asked to stay where it is.
+func TestReadoutOverNetwork(t *testing.T) {
+	t.Parallel()
+	p := ready(t, "iec62056-21")
+	l := open(t, Options{Name: "head", Connect: "serial+tcp://h:1", Timeout: 100 * time.Millisecond, Devices: []Device{{Name: "meter", Map: p}}})
+	st, s := &answering{answers: [][]byte{[]byte("/LGz5ZMD\r\n"), (&d0Meter{body: table}).readout()}, piece: 9}, &sink{}
+	l.wire.attach(&struct{ stream }{st}, time.Now()) // without SetMode
+	l.serve(t.Context(), l.jobs[0], time.Now(), s.emit)
+	if got := s.readings(p, 0)["energy_import"]; got != "1846.5" || st.told.String() != "/?!\r\n\x06000\r\n" {
+		t.Errorf("%s after %q", got, st.told.String())
 	}
 }
 

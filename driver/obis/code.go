@@ -96,8 +96,12 @@ func (c Code) String() string {
 // Meters shorten their codes: a medium or channel that the meter does not
 // write fits every number, but not n; an E that one of the two lacks is 0. An
 // F that one of the two lacks is 255, the present value: a value of a past
-// billing period fits only a pattern that asks for it.
+// billing period fits only a pattern that asks for it. An E of 255 at a
+// measured value means no tariff, which is 0.
 func (p Code) Fits(meter Code) bool {
+	if meter.E == 255 && meter.C < 96 {
+		meter.E = 0
+	}
 	return place(p.A, meter.A) && place(p.B, meter.B) && p.C == meter.C && p.D == meter.D &&
 		part(p.E, meter.E, 0) && part(p.F, meter.F, 255)
 }

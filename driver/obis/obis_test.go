@@ -209,6 +209,8 @@ func TestQuirks(t *testing.T) {
 		"three digits of a check":      {zero(), ""},
 		"a highest value and its time": {"/LGZ5X\r\n1.6.0(0.104*kW)(2101121545)\r\n!\r\n", "1.6.0=0.104kW"},
 		"hyphens":                      {"/LGZ5X\r\n1.6.0(0.104*kW)(21-01-12 15:45)\r\n!\r\n", "1.6.0=0.104kW"},
+		"a start and no end":           {"/ACE0\\3k260V01.19\n\x021.8.0(000285.4*kWh)\n!\n", "1.8.0=000285.4kWh"},
+		"an end and no check":          {"/ACE0\\3k260V01.19\r\n\x021.8.0(000285.4*kWh)\r\n!\r\n\x03", "1.8.0=000285.4kWh"},
 		"slashes":                      {"/LGZ5X\r\n1.8.0(1*m3/h)\r\n!\r\n", "1.8.0=1m3/h"},
 	} {
 		for _, n := range []int{1, 1000} {
@@ -255,7 +257,8 @@ func TestDamage(t *testing.T) {
 		"a control in the line": {"/ISk5\\2\x01T\r\n!\r\n", ErrIdent},
 		"nothing":               {head + "!\r\n", ErrCut},
 		"no end":                {good, ErrCut},
-		"no end of a block":     {"/LGZ5X\r\n\x021.8.0(1)\r\n!\r\n", ErrCut},
+		"no end of a block":     {"/LGZ5X\r\n\x021.8.0(1)\r\n", ErrCut},
+		"a part of its end":     {"/LGZ5X\r\n\x021.8.0(1)\r\n!\r\nx", ErrCut},
 		"a block that goes on":  {"/LGZ5X\r\n" + block("1.8.0(1)\r\n"), ErrCut},
 		"behind the block":      {"/LGZ5X\r\n" + block("1.8.0(1)\r\n!\r\n") + "x", ErrByte},
 		"a wrong block check":   {"/LGZ5X\r\n\x021.8.0(1)\r\n!\r\n\x03\x00", ErrCheck},
@@ -374,6 +377,7 @@ func TestCodes(t *testing.T) {
 		{"1-0:1.8.1", "1-0:1.8.1", true}, {"1-0:1.8.1", "1.8.1", true}, {"1.8.1", "1-1:1.8.1*255", true}, {"1-0:1.8.1", "1-1:1.8.1", false},
 		{"1.8.1", "1.8.1*01", false}, {"1.8.1*01", "1.8.1*01", true}, {"1.8.1*n", "1.8.1*01", true}, {"1.8.1*01", "1.8.1", false},
 		{"0-n:24.2.1", "0-2:24.2.1", true}, {"0-n:24.2.1", "24.2.1", false}, {"0-n:24.2.1", "0-2:24.2.3", false}, {"C.1", "C.1.0", true}, {"1.8.1", "1.8.2", false},
+		{"21.7.0", "1-0:21.7.255*255", true}, {"96.1.0", "0-0:96.1.255", false}, {"96.1.255", "0-0:96.1.255*255", true},
 	} {
 		p, err := ParsePattern(c.pattern)
 		m, err2 := ParseCode(c.meter)

@@ -73,6 +73,8 @@ func (s *Scanner) look(quiet bool, telegram func([]byte)) {
 			return
 		case !whole:
 			s.drop(&Error{Line: 1 + bytes.Count(s.buf, []byte{'\n'}), Err: ErrCut})
+		case n < 0:
+			s.drop(&Error{Line: 1, Err: ErrCut})
 		case isRequest(s.buf[:n]):
 			s.cut(n, n) // our own words come back: /?!
 		default:
@@ -123,7 +125,7 @@ func (s *Scanner) cut(n, skipped int) {
 }
 
 // end returns where the telegram ends, if it is whole. In a block that is
-// behind the check; else behind the line of the "!", or where the next line
+// behind the check, or -1 where another telegram begins before it; else behind the line of the "!", or where the next line
 // would begin that cannot belong to it.
 func (s *Scanner) end(quiet bool) (n int, whole bool) {
 	b := s.buf
@@ -137,7 +139,7 @@ func (s *Scanner) end(quiet bool) (n int, whole bool) {
 		case i >= 0 && mark+i+2 <= len(b):
 			return mark + i + 2, true
 		case i < 0 && bytes.IndexByte(b[mark:], '/') > 0:
-			return mark + 1, true // the end of the block is lost; Parse says so
+			return -1, true // the end of the block is lost
 		}
 		return len(b), quiet
 	}

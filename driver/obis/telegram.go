@@ -97,8 +97,7 @@ func Parse(b []byte) (*Telegram, error) {
 	}
 	switch {
 	case len(body) > 0 && body[0] == stx:
-		body, err = p.block(body)
-		t.Checked = err == nil
+		body, t.Checked, err = p.block(body)
 	case bytes.IndexByte(body, stx) >= 0 || bytes.IndexByte(body, etx) >= 0:
 		err = p.fail(ErrByte, nil) // half a block
 	default:
@@ -158,24 +157,27 @@ func (p *parser) ident(b []byte) (ident string, rest []byte, err error) {
 	return string(line[1:]), b[end:], nil
 }
 
-// block takes a readout between STX and ETX and tests its check.
-func (p *parser) block(b []byte) (body []byte, err error) {
+// block takes a readout between STX and ETX and tests its check. Some meters
+// send an STX and end with the "!", or with an ETX that no check follows:
+// that is a readout without a check.
+func (p *parser) block(b []byte) (body []byte, checked bool, err error) {
 	end := bytes.IndexByte(b, etx)
-	if end < 0 || end+1 >= len(b) {
-		return nil, p.fail(ErrCut, nil)
-	}
-	if end+2 != len(b) {
-		return nil, p.fail(ErrByte, b[end+2:])
-	}
-	if BlockCheck(b[:end+1]) != b[end+1] {
-		return nil, p.fail(ErrCheck, nil)
+	switch {
+	case end < 0:
+		end = len(b)
+	case end+2 < len(b):
+		return nil, false, p.fail(ErrByte, b[end+2:])
+	case end+2 == len(b):
+		if checked = true; BlockCheck(b[:end+1]) != b[end+1] {
+			return nil, false, p.fail(ErrCheck, nil)
+		}
 	}
 	body = b[1:end]
 	i := bytes.IndexByte(body, '!')
 	if i < 0 || len(bytes.Trim(body[i+1:], "\r\n\x7f")) > 0 {
-		return nil, p.fail(ErrCut, nil) // a block that goes on in the next one
+		return nil, false, p.fail(ErrCut, nil) // cut, or a block that goes on in the next one
 	}
-	return body[:i], nil
+	return body[:i], checked, nil
 }
 
 // BlockCheck is the block check character of IEC 62056-21 for a block that

@@ -84,7 +84,7 @@ func ParseTime(s string) (t Time, ok bool) {
 		return t, false
 	}
 	local, err := time.Parse("060102150405", s)
-	if year, _ := strconv.Atoi(s[:2]); err != nil || year >= 70 || local.Year() < 2000 {
+	if err != nil || local.Year() < 2000 {
 		return t, false
 	}
 	t.Local = local

@@ -103,40 +103,41 @@ func TestTelegramValues(t *testing.T) {
 	p := parseProfile(t, p1)
 	const now = "0-0:1.0.0(200512135409S)"
 	for name, c := range map[string]struct{ in, want string }{
-		"good":                     {"1-0:1.8.1(000000.034*kWh)", "energy=0.034"},
-		"another unit":             {"1-0:1.8.1(000034*Wh)", "energy=0.034"},
-		"joules":                   {"1-0:1.8.1(3.6*MJ)", "energy=1"},
-		"capital letters":          {"1-0:1.8.1(1*KWH)", "energy=1"},
-		"no unit":                  {"1-0:1.8.1(1)", "energy=fault/bad-text"},
-		"the unit of another":      {"1-0:1.8.1(1*m3)", "energy=fault/bad-text"},
-		"milli is no mega":         {"1-0:1.8.1(1*mWh)", "energy=fault/bad-text"},
-		"no number":                {"1-0:1.8.1(1x*kWh)", "energy=fault/bad-text"},
-		"dashes":                   {"1-0:1.8.1(------*kWh)", "energy=fault/marker"},
-		"empty":                    {"1-0:1.8.1()", "energy=fault/marker"},
-		"a list":                   {"1-0:1.8.1(1*kWh)(2*kWh)(3*kWh)", "energy=fault/bad-text"},
-		"a past month":             {"1-0:1.8.1*04(1*kWh)", ""},
-		"without the unit":         {"1-0:1.8.2(12.5)", "bare=12.5"},
-		"with a unit":              {"1-0:1.8.2(12.5*kWh)", "bare=fault/bad-text"},
-		"text":                     {"0-0:96.13.0(48616C6C6F)", "text=Hallo"},
-		"an empty text":            {"0-0:96.13.0()", "text=fault/marker"},
-		"a text of zero bytes":     {"0-0:96.13.0(0000)", "text=fault/marker"},
-		"half a character":         {"0-0:96.13.0(486)", "text=fault/bad-text"},
-		"controls":                 {"0-0:96.13.0(480A48)", "text=fault/bad-text"},
-		"gas":                      {"0-1:24.1.0(003)\n0-1:24.2.1(200512134500S)(00112.384*m3)", "gas=112.384 age 549s mark"},
-		"gas in summer and winter": {"0-1:24.1.0(003)\n0-1:24.2.1(200512124500W)(00112.384*m3)", "gas=112.384 age 549s mark"},
-		"gas without a time":       {"0-1:24.1.0(003)\n0-1:24.2.1(00112.384*m3)", "gas=112.384"},
-		"gas from tomorrow":        {"0-1:24.1.0(003)\n0-1:24.2.1(200513134500S)(00112.384*m3)", "gas=112.384 mark"},
-		"gas from long ago":        {"0-1:24.1.0(003)\n0-1:24.2.1(100513134500S)(00112.384*m3)", "gas=112.384 mark"},
-		"gas, no zone":             {"0-1:24.1.0(3)\n0-1:24.2.1(200512134500)(00112.384*m3)", "gas=112.384 mark"},
-		"Belgium":                  {"0-1:24.1.0(003)\n0-1:24.2.3(200512134500S)(00112.384*m3)", "gas=112.384 age 549s mark"},
-		"never a value":            {"0-1:24.1.0(003)\n0-1:24.2.1(700101010000W)(00000000)", "gas=fault/marker"},
-		"the second one has":       {"0-1:24.1.0(003)\n0-1:24.2.1(700101010000W)(00000000)\n0-2:24.1.0(003)\n0-2:24.2.1(200512134500S)(1*m3)", "gas=1 age 549s mark"},
-		"the newer one":            {"0-1:24.1.0(003)\n0-1:24.2.1(200512135000S)(2*m3)\n0-2:24.1.0(003)\n0-2:24.2.1(200512134500S)(1*m3)", "gas=2 age 249s mark"},
-		"water":                    {"0-1:24.1.0(003)\n0-1:24.2.1(200512134500S)(1*m3)\n0-2:24.1.0(007)\n0-2:24.2.1(200512134500S)(2*m3)", "gas=1 age 549s mark water=2 age 549s mark"},
-		"liters of water":          {"0-2:24.1.0(007)\n0-2:24.2.1(200512134500S)(2500*l)", "water=2.500 age 549s mark"},
-		"no type":                  {"0-1:24.2.1(200512134500S)(1*m3)", ""},
-		"a type that is none":      {"0-1:24.1.0(gas)\n0-1:24.2.1(200512134500S)(1*m3)", ""},
-		"a peak":                   {"1-0:1.6.0(200509134558S)(02.589*kW)", "peak=2589 age 259691s mark"},
+		"good":                      {"1-0:1.8.1(000000.034*kWh)", "energy=0.034"},
+		"another unit":              {"1-0:1.8.1(000034*Wh)", "energy=0.034"},
+		"joules":                    {"1-0:1.8.1(3.6*MJ)", "energy=1"},
+		"capital letters":           {"1-0:1.8.1(1*KWH)", "energy=1"},
+		"no unit":                   {"1-0:1.8.1(1)", "energy=fault/bad-text"},
+		"the unit of another":       {"1-0:1.8.1(1*m3)", "energy=fault/bad-text"},
+		"milli is no mega":          {"1-0:1.8.1(1*mWh)", "energy=fault/bad-text"},
+		"no number":                 {"1-0:1.8.1(1x*kWh)", "energy=fault/bad-text"},
+		"dashes":                    {"1-0:1.8.1(------*kWh)", "energy=fault/marker"},
+		"empty":                     {"1-0:1.8.1()", "energy=fault/marker"},
+		"a list":                    {"1-0:1.8.1(1*kWh)(2*kWh)(3*kWh)", "energy=fault/bad-text"},
+		"a past month":              {"1-0:1.8.1*04(1*kWh)", ""},
+		"without the unit":          {"1-0:1.8.2(12.5)", "bare=12.5"},
+		"with a unit":               {"1-0:1.8.2(12.5*kWh)", "bare=fault/bad-text"},
+		"text":                      {"0-0:96.13.0(48616C6C6F)", "text=Hallo"},
+		"an empty text":             {"0-0:96.13.0()", "text=fault/marker"},
+		"a text of zero bytes":      {"0-0:96.13.0(0000)", "text=fault/marker"},
+		"half a character":          {"0-0:96.13.0(486)", "text=fault/bad-text"},
+		"controls":                  {"0-0:96.13.0(480A48)", "text=fault/bad-text"},
+		"gas":                       {"0-1:24.1.0(003)\n0-1:24.2.1(200512134500S)(00112.384*m3)", "gas=112.384 age 549s mark"},
+		"gas in summer and winter":  {"0-1:24.1.0(003)\n0-1:24.2.1(200512124500W)(00112.384*m3)", "gas=112.384 age 549s mark"},
+		"gas without a time":        {"0-1:24.1.0(003)\n0-1:24.2.1(00112.384*m3)", "gas=112.384"},
+		"gas from tomorrow":         {"0-1:24.1.0(003)\n0-1:24.2.1(200513134500S)(00112.384*m3)", "gas=112.384 mark"},
+		"gas from long ago":         {"0-1:24.1.0(003)\n0-1:24.2.1(100513134500S)(00112.384*m3)", "gas=112.384 mark"},
+		"gas, no zone":              {"0-1:24.1.0(3)\n0-1:24.2.1(200512134500)(00112.384*m3)", "gas=112.384 mark"},
+		"Belgium":                   {"0-1:24.1.0(003)\n0-1:24.2.3(200512134500S)(00112.384*m3)", "gas=112.384 age 549s mark"},
+		"never a value":             {"0-1:24.1.0(003)\n0-1:24.2.1(700101010000W)(00000000)", "gas=fault/marker"},
+		"the second one has":        {"0-1:24.1.0(003)\n0-1:24.2.1(700101010000W)(00000000)\n0-2:24.1.0(003)\n0-2:24.2.1(200512134500S)(1*m3)", "gas=1 age 549s mark"},
+		"the newer one":             {"0-1:24.1.0(003)\n0-1:24.2.1(200512135000S)(2*m3)\n0-2:24.1.0(003)\n0-2:24.2.1(200512134500S)(1*m3)", "gas=2 age 249s mark"},
+		"the newer one comes later": {"0-1:24.1.0(003)\n0-1:24.2.1(200512134500S)(1*m3)\n0-2:24.1.0(003)\n0-2:24.2.1(200512135000S)(2*m3)", "gas=2 age 249s mark"},
+		"water":                     {"0-1:24.1.0(003)\n0-1:24.2.1(200512134500S)(1*m3)\n0-2:24.1.0(007)\n0-2:24.2.1(200512134500S)(2*m3)", "gas=1 age 549s mark water=2 age 549s mark"},
+		"liters of water":           {"0-2:24.1.0(007)\n0-2:24.2.1(200512134500S)(2500*l)", "water=2.500 age 549s mark"},
+		"no type":                   {"0-1:24.2.1(200512134500S)(1*m3)", ""},
+		"a type that is none":       {"0-1:24.1.0(gas)\n0-1:24.2.1(200512134500S)(1*m3)", ""},
+		"a peak":                    {"1-0:1.6.0(200509134558S)(02.589*kW)", "peak=2589 age 259691s mark"},
 	} {
 		raw := []byte("/FLU5\\2\r\n\r\n" + strings.ReplaceAll(now+"\n"+c.in+"\n!\n", "\n", "\r\n"))
 		all, at := p.DecodeTimed(raw, 0, nil, nil)
@@ -145,6 +146,9 @@ func TestTelegramValues(t *testing.T) {
 			s := p.Points[r.Point].Name + "=" + strings.TrimSuffix(ReadingText(r), ".000")
 			if x, ok := new(big.Rat).SetString(r.Value.String()); ok && x.IsInt() {
 				s = p.Points[r.Point].Name + "=" + x.Num().String()
+			}
+			if at[i].Age < 0 {
+				t.Errorf("%s: a value of the future: %v", name, at[i].Age)
 			}
 			if at[i].Age > 0 {
 				s += fmt.Sprintf(" age %ds", at[i].Age/time.Second)
