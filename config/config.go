@@ -239,7 +239,6 @@ func Schema() []byte {
 // have, so that the message is more than "unknown".
 var unavailable = []struct{ path, has, words string }{
 	{"uplink.preset", "none", "aws-iot-core azure-iot-hub thingsboard homeassistant"},
-	{"uplink.shape", "records, columns, packed, influx, senml-json, senml-cbor and sparkplug", "thingsboard homeassistant"},
 	{"uplink.receipts", "false", "true"},
 	{"uplink.commands", "false", "true"},
 }

@@ -47,6 +47,9 @@ func (s *session) tombstone(l *Loss) error {
 // post sends what the speaker said; the acknowledgement of the last message
 // is that of the flight.
 func (s *session) post(f flight) error {
+	for i := range s.said {
+		f.size += len(s.said[i].body)
+	}
 	last := len(s.said) - 1
 	if last == 0 {
 		return s.send(s.said[0], f)

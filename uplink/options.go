@@ -12,29 +12,30 @@ import (
 
 // Options is the section `uplink` of the configuration.
 type Options struct {
-	URL          string        `yaml:"url" required:"true" doc:"Where the broker is: mqtts://HOST[:8883], wss://HOST[:443][/PATH] or https://HOST[:443]/PATH, or to loopback mqtt://HOST[:1883], ws:// or http://."`
-	Identity     string        `yaml:"identity" doc:"Folder with ca.crt, client.crt and client.key."`
-	TLS          TLS           `yaml:"tls" doc:"Single files instead of an identity folder."`
-	ClientID     string        `yaml:"client_id" doc:"MQTT client id; default: the gateway id."`
-	Username     string        `yaml:"username" doc:"User name at the broker."`
-	PasswordFile string        `yaml:"password_file" doc:"File whose first line is the password."`
-	TokenFile    string        `yaml:"token_file" doc:"File whose first line is the bearer token for https://."`
-	Fallback     []string      `yaml:"fallback" doc:"Brokers to go to, in this order, while the one of url cannot be reached; the uplink goes back to url when it can."`
-	Proxy        string        `yaml:"proxy" doc:"Proxy on the way to the broker: http://HOST[:3128] or socks5://HOST[:1080]. It resolves the broker's name."`
-	ProxyUser    string        `yaml:"proxy_username" doc:"User name at the proxy."`
-	ProxyFile    string        `yaml:"proxy_password_file" doc:"File whose first line is the password at the proxy."`
-	Preset       string        `yaml:"preset" enum:"none" doc:"Settings for a known cloud."`
-	Topic        string        `yaml:"topic" doc:"Topic template with {site}, {gateway} and {kind}."`
-	Shape        string        `yaml:"shape" enum:"records,columns,packed,influx,senml-json,senml-cbor,sparkplug" doc:"How batches are written; docs/payloads.md shows each."`
-	Sparkplug    Sparkplug     `yaml:"sparkplug" doc:"How shape sparkplug is spoken."`
-	Compress     string        `yaml:"compress" enum:"none,gzip" doc:"gzip sends messages from 500 bytes on compressed, to a topic ending in /gz."`
-	Batch        Batch         `yaml:"batch" doc:"When a batch is complete."`
-	Inflight     int           `yaml:"inflight" min:"1" max:"100" doc:"How many batches may wait for the broker's acknowledgement."`
-	Keepalive    time.Duration `yaml:"keepalive" doc:"A silent link is asked after this time; 1s to 18h."`
-	Backlog      Backlog       `yaml:"backlog" doc:"How what was kept during an outage is sent."`
-	Receipts     bool          `yaml:"receipts" doc:"Wait for the cloud's own receipt; not available yet."`
-	Commands     bool          `yaml:"commands" doc:"Take commands; not available yet."`
-	Insecure     string        `yaml:"insecure" enum:",plain-text" doc:"plain-text allows mqtt:// to other hosts than loopback."`
+	URL           string        `yaml:"url" required:"true" doc:"Where the broker is: mqtts://HOST[:8883], wss://HOST[:443][/PATH] or https://HOST[:443]/PATH, or to loopback mqtt://HOST[:1883], ws:// or http://."`
+	Identity      string        `yaml:"identity" doc:"Folder with ca.crt, client.crt and client.key."`
+	TLS           TLS           `yaml:"tls" doc:"Single files instead of an identity folder."`
+	ClientID      string        `yaml:"client_id" doc:"MQTT client id; default: the gateway id."`
+	Username      string        `yaml:"username" doc:"User name at the broker."`
+	PasswordFile  string        `yaml:"password_file" doc:"File whose first line is the password."`
+	TokenFile     string        `yaml:"token_file" doc:"File whose first line is the bearer token for https://."`
+	Fallback      []string      `yaml:"fallback" doc:"Brokers to go to, in this order, while the one of url cannot be reached; the uplink goes back to url when it can."`
+	Proxy         string        `yaml:"proxy" doc:"Proxy on the way to the broker: http://HOST[:3128] or socks5://HOST[:1080]. It resolves the broker's name."`
+	ProxyUser     string        `yaml:"proxy_username" doc:"User name at the proxy."`
+	ProxyFile     string        `yaml:"proxy_password_file" doc:"File whose first line is the password at the proxy."`
+	Preset        string        `yaml:"preset" enum:"none" doc:"Settings for a known cloud."`
+	Topic         string        `yaml:"topic" doc:"Topic template with {site}, {gateway} and {kind}."`
+	Shape         string        `yaml:"shape" enum:"records,columns,packed,influx,senml-json,senml-cbor,sparkplug,thingsboard,homeassistant" doc:"How batches are written; docs/payloads.md shows each."`
+	Sparkplug     Sparkplug     `yaml:"sparkplug" doc:"How shape sparkplug is spoken."`
+	HomeAssistant HomeAssistant `yaml:"homeassistant" doc:"How shape homeassistant is spoken."`
+	Compress      string        `yaml:"compress" enum:"none,gzip" doc:"gzip sends messages from 500 bytes on compressed, to a topic ending in /gz."`
+	Batch         Batch         `yaml:"batch" doc:"When a batch is complete."`
+	Inflight      int           `yaml:"inflight" min:"1" max:"100" doc:"How many batches may wait for the broker's acknowledgement."`
+	Keepalive     time.Duration `yaml:"keepalive" doc:"A silent link is asked after this time; 1s to 18h."`
+	Backlog       Backlog       `yaml:"backlog" doc:"How what was kept during an outage is sent."`
+	Receipts      bool          `yaml:"receipts" doc:"Wait for the cloud's own receipt; not available yet."`
+	Commands      bool          `yaml:"commands" doc:"Take commands; not available yet."`
+	Insecure      string        `yaml:"insecure" enum:",plain-text" doc:"plain-text allows mqtt:// to other hosts than loopback."`
 }
 
 // TLS names single files. An empty CA means the system's own list of
@@ -67,8 +68,8 @@ func Defaults() Options {
 	return Options{
 		Preset: "none", Topic: "tg/v1/{site}/{gateway}/{kind}", Shape: "records", Compress: "none",
 		Batch:     Batch{MaxAge: time.Second, MaxReadings: 1000, MaxBytes: 100_000},
-		Sparkplug: Sparkplug{Aliases: true},
-		Inflight:  20, Keepalive: time.Minute,
+		Sparkplug: Sparkplug{Aliases: true}, HomeAssistant: HomeAssistant{Prefix: "homeassistant"},
+		Inflight: 20, Keepalive: time.Minute,
 		Backlog: Backlog{Order: "oldest-first"},
 	}
 }

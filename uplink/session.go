@@ -50,6 +50,7 @@ type flight struct {
 	buf    []byte
 	item   Item  // of a batch, without its bytes
 	loss   *Loss // of a tombstone
+	size   int   // bytes of all its messages
 	// counts tells batches and tombstones from status and metadata.
 	counts bool
 }
@@ -263,8 +264,8 @@ func (s *session) delivered(f *flight) {
 	}
 	if f.counts {
 		s.window--
-		s.bytes -= len(f.buf)
-		s.budget.acked(len(f.buf), rtt, acked)
+		s.bytes -= f.size
+		s.budget.acked(f.size, rtt, acked)
 	}
 	u.count(func(st *Stats) {
 		st.LastAck, st.RTT, st.InFlight = acked, rtt, s.window
@@ -422,7 +423,7 @@ func (s *session) send(m message, f flight) error {
 		return nil
 	}
 	s.window++
-	s.bytes += len(m.body)
+	s.bytes += f.size
 	s.u.count(func(st *Stats) { st.Published++; st.InFlight = s.window })
 	return nil
 }

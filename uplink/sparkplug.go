@@ -388,18 +388,3 @@ func (p *sparkplug) flush(dst []message, d *edgeDevice) []message {
 	d.body = nil
 	return dst
 }
-
-// Shapes returns the names that `shape` may have.
-func Shapes() []string { return append(payload.Shapes(), "sparkplug") }
-
-func (o *Options) validateSpeaker(report func(path, msg, hint string)) {
-	if h := o.Sparkplug.PrimaryHost; h != "" && (strings.ContainsAny(h, "/+#\x00") || len(h) > 128) {
-		report("sparkplug.primary_host", "the id of a host has at most 128 bytes and no / + #", "")
-	}
-	if o.Shape != "sparkplug" && o.Sparkplug != Defaults().Sparkplug {
-		report("sparkplug", "this is for shape sparkplug, and the shape is "+o.Shape, "write shape: sparkplug, or leave it out")
-	}
-	if o.Shape == "sparkplug" && o.Compress == "gzip" {
-		report("compress", "Sparkplug knows no gzip", "leave compress out")
-	}
-}

@@ -239,6 +239,13 @@ func life(t *testing.T, j *judge, aliases, datatypes bool) *judge {
 	e.take(laneEvent, telemetry.Group{At: now(), Readings: []telemetry.Reading{reading(6, telemetry.TextValue("raised"))}})
 	e.take(laneData, e.meter(1))
 	e.drained(t, "an event")
+	late := e.meter(77) // comes behind what is newer
+	late.At.Wall -= 1000
+	e.batch(e.cat, laneData, late)
+	e.drained(t, "a late reading")
+	if d := heardBy(b, "DDATA", "meter-1"); !d[len(d)-1].metrics[0].historical {
+		t.Error("what is older than the value said last is taken for the current one")
+	}
 	for range 3 {
 		time.Sleep(2 * time.Millisecond)
 		e.take(laneData, e.airGone())

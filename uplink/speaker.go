@@ -1,6 +1,9 @@
 package uplink
 
 import (
+	"slices"
+	"strings"
+
 	"tidegate/internal/telemetry"
 	"tidegate/uplink/payload"
 )
@@ -56,6 +59,10 @@ func (u *Uplink) newSpeaker() (speaker, error) {
 	switch u.opts.Shape {
 	case "sparkplug":
 		return newSparkplug(u), nil
+	case "thingsboard":
+		return &thingsboard{u: u}, nil
+	case "homeassistant":
+		return newHomeAssistant(u), nil
 	}
 	d, err := payload.New(u.opts.Shape)
 	return &envelopes{u: u, dialect: d}, err
@@ -87,6 +94,29 @@ func (s *session) drop() {
 	}
 	s.queue = nil
 	s.order.again()
+}
+
+// Shapes returns the names that `shape` may have.
+func Shapes() []string { return append(payload.Shapes(), "sparkplug", "thingsboard", "homeassistant") }
+
+// validateSpeaker checks what only some shapes know.
+func (o *Options) validateSpeaker(report func(path, msg, hint string)) {
+	d := Defaults()
+	if h := o.Sparkplug.PrimaryHost; strings.ContainsAny(h, "/+#\x00") || len(h) > 128 {
+		report("sparkplug.primary_host", "the id of a host has at most 128 bytes and no / + #", "")
+	}
+	if h := o.HomeAssistant.Prefix; h == "" || strings.ContainsAny(h, "+#\x00") || len(h) > 128 {
+		report("homeassistant.prefix", "a discovery prefix has 1 to 128 bytes and no + #", "the default is homeassistant")
+	}
+	if o.Shape != "sparkplug" && o.Sparkplug != d.Sparkplug {
+		report("sparkplug", "this is for shape sparkplug, and the shape is "+o.Shape, "write shape: sparkplug, or leave it out")
+	}
+	if o.Shape != "homeassistant" && o.HomeAssistant != d.HomeAssistant {
+		report("homeassistant", "this is for shape homeassistant, and the shape is "+o.Shape, "write shape: homeassistant, or leave it out")
+	}
+	if slices.Contains([]string{"sparkplug", "thingsboard", "homeassistant"}, o.Shape) && o.Compress == "gzip" {
+		report("compress", "shape "+o.Shape+" knows no gzip", "leave compress out")
+	}
 }
 
 // envelopes is the speaker of docs/payloads.md: its own topics, one message a
