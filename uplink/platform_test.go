@@ -3,7 +3,6 @@ package uplink
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,8 +16,6 @@ import (
 	"tidegate/internal/telemetry"
 	"tidegate/uplink/payload"
 )
-
-var update = flag.Bool("update", false, "rewrite the golden files")
 
 // platform is an Uplink of edgeCatalog in a shape.
 func platform(t testing.TB, url, shape string, e *edge, m *memory, change func(*Options)) *Uplink {
