@@ -35,6 +35,7 @@ type Problem = document.Problem
 type Config struct {
 	Gateway Gateway          `yaml:"gateway" doc:"Who this gateway is."`
 	Buses   []driver.Options `yaml:"buses,keyed" required:"true" doc:"The lines, by name: serial ports and network endpoints with the devices on them."`
+	Writes  string           `yaml:"writes" enum:"deny,allow" doc:"Whether anybody may write to devices through this gateway: tidegate write, and commands from the cloud."`
 	Rules   []rule.Rule      `yaml:"rules,keyed" doc:"What makes an event, by name. The state of rule x is the point rules/x, and every change of it travels in the event lane."`
 	Buffer  buffer.Options   `yaml:"buffer" doc:"What is kept while the uplink is away."`
 	Uplink  uplink.Options   `yaml:"uplink" required:"true" doc:"Where the readings go, such as uplink: {url: mqtts://HOST:8883}."`
@@ -70,6 +71,7 @@ type Log struct {
 func Defaults() *Config {
 	return &Config{
 		Gateway: Gateway{Site: "site"},
+		Writes:  "deny",
 		Buffer:  buffer.Defaults(),
 		Uplink:  uplink.Defaults(),
 		Status:  Status{Socket: "/run/tidegate/agent.sock"},

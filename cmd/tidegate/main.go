@@ -146,7 +146,7 @@ func (a *app) root() *cobra.Command {
 		}
 	}
 	add("setup", a.checkCmd(), a.uplinkCmd(), a.demoCmd())
-	add("cabinet", a.readCmd(), a.watchCmd(), a.profileCmd())
+	add("cabinet", a.readCmd(), a.writeCmd(), a.watchCmd(), a.profileCmd())
 	add("well", a.statusCmd(), a.bufferCmd(), a.verifyCmd())
 	add("service", a.runCmd())
 	root.AddCommand(a.versionCmd(), exitCodesTopic())

@@ -10,7 +10,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"tidegate/driver"
 	"tidegate/driver/profile"
 	"tidegate/internal/agent"
 	"tidegate/internal/status"
@@ -71,6 +70,9 @@ agent runs, it does the reading between two polls.`,
 }
 
 func (a *app) read(ctx context.Context, args []string, f *readFlags) error {
+	if strings.HasPrefix(f.typ, "i") {
+		f.typ = "s" + f.typ[1:]
+	}
 	var reg register
 	q := status.ReadRequest{Point: args[0]}
 	if len(args) == 2 {
@@ -89,9 +91,6 @@ func (a *app) read(ctx context.Context, args []string, f *readFlags) error {
 			bus = name // rtu:meters is the bus meters of the configuration
 		}
 		q = status.ReadRequest{Bus: bus, Unit: f.unit, Table: int(reg.table), Addr: int(reg.addr), Count: int(reg.count)}
-	}
-	if strings.HasPrefix(f.typ, "i") {
-		f.typ = "s" + f.typ[1:]
 	}
 	if f.as != "" && (f.as != "all" || len(args) < 2) {
 		return usage{errors.New("--as all needs a register, for example: tidegate read meters --unit 1 30001+2 --as all")}
@@ -171,26 +170,7 @@ func address(s string) (connect string, ok bool) {
 }
 
 func (a *app) readAddress(ctx context.Context, connect string, q status.ReadRequest, f *readFlags) (status.ReadReply, error) {
-	zero := 0
-	m, issues := profile.Custom("register", []profile.Point{{Name: "value", Holding: &zero}}, nil)
-	if len(issues) > 0 {
-		return status.ReadReply{}, errors.New(issues[0].Msg)
-	}
-	o := driver.Options{Name: strings.Replace(connect, "://", ":", 1), Connect: connect, Timeout: f.timeout,
-		Devices: []driver.Device{{Name: fmt.Sprintf("unit-%d", q.Unit), Unit: max(q.Unit, 1), Points: m.Points, Map: m}}}
-	if !strings.HasPrefix(connect, "tcp:") && !strings.HasPrefix(connect, "rtu+tcp:") {
-		o.Line = fmt.Sprintf("%d %s", f.baud, strings.ToUpper(f.mode))
-	}
-	var bad error
-	o.Validate(func(path, msg, hint string) {
-		if bad == nil {
-			bad = usage{errors.New(msg)}
-		}
-	})
-	if bad != nil {
-		return status.ReadReply{}, bad
-	}
-	l, err := driver.Open(o, driver.Env{})
+	l, err := openAddress(connect, q.Unit, f.baud, f.mode, f.timeout)
 	if err != nil {
 		return status.ReadReply{}, err
 	}

@@ -151,6 +151,10 @@ func writeBus(w io.Writer, bus status.Bus) {
 		row(w, "", "", fmt.Sprintf("%s  [%s]", bus.Error, bus.Code))
 	}
 	for _, d := range bus.Devices {
+		writeRefused(w, d)
+		if n := d.Late + d.Skipped; n > 0 && 100*n > d.Polls {
+			fmt.Fprintln(w, status.Wrap(fmt.Sprintf("  %-15s of %d polls %d late, %d skipped: the bus is too busy", d.Name, d.Polls, d.Late, d.Skipped), 80, column))
+		}
 		if d.State == status.OK {
 			continue
 		}
@@ -162,6 +166,18 @@ func writeBus(w io.Writer, bus status.Bus) {
 			text += fmt.Sprintf("  %s x%d  [%s]", strings.TrimPrefix(e.Text, d.Name+": "), e.Count, e.Code)
 		}
 		fmt.Fprintln(w, status.Wrap(fmt.Sprintf("  %-15s %s", d.Name, text), 80, column))
+	}
+}
+
+// writeRefused names the points that a device does not let itself be asked for.
+func writeRefused(w io.Writer, d status.Device) {
+	const most = 6
+	for i, r := range d.Refused {
+		if i == most {
+			fmt.Fprintf(w, "  %-15s and %d more\n", d.Name, len(d.Refused)-most)
+			break
+		}
+		fmt.Fprintln(w, status.Wrap(fmt.Sprintf("  %-15s %s: %s  [%s]", d.Name, r.Point, r.Place, r.Cause), 80, column))
 	}
 }
 

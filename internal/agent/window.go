@@ -93,6 +93,9 @@ func busOf(l driver.Stats, o *driver.Options, started, now time.Time) status.Bus
 		dev := status.Device{Name: d.Name, Unit: d.Unit, Profile: o.Devices[i].Profile, State: state,
 			AgeMS: ms(d.LastGood, now), LimitMS: limit.Milliseconds(), RTTMS: float64(d.RTT.Microseconds()) / 1000,
 			Polls: d.Polls, Failed: d.Failed, Late: d.Late, Skipped: d.Skipped}
+		for _, h := range d.Holes {
+			dev.Refused = append(dev.Refused, status.Refusal{Point: h.Point, Cause: h.Cause, Place: h.Place, Since: h.Since.UnixMilli(), Retry: h.Retry.UnixMilli()})
+		}
 		if d.Row > 0 && d.LastErr != nil {
 			dev.LastError = &status.LastError{Code: codeOf(d.LastErr), Text: errText(d.LastErr), Seen: seenOf(d.LastErr),
 				Count: uint64(d.Row), Since: d.ErrSince.UnixMilli()}

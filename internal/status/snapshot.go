@@ -132,7 +132,17 @@ type Device struct {
 	Failed    uint64     `json:"failed"`
 	Late      uint64     `json:"late"`
 	Skipped   uint64     `json:"skipped"`
+	Refused   []Refusal  `json:"refused,omitempty"` // points that it does not let itself be asked for
 	LastError *LastError `json:"last_error,omitempty"`
+}
+
+// Refusal is a point that a device refuses, or is silent to.
+type Refusal struct {
+	Point string `json:"point"`
+	Cause string `json:"cause"` // as readings carry it, such as illegal-address
+	Place string `json:"place"` // such as "holding 8 (manual 40009)"
+	Since int64  `json:"since"`
+	Retry int64  `json:"retry"` // when it is asked again
 }
 
 // LastError is the present trouble of a device.
@@ -192,6 +202,44 @@ type ReadReply struct {
 	Hex    string  `json:"hex,omitempty"`
 	RTTMS  float64 `json:"rtt_ms"`
 	Values []Value `json:"values,omitempty"`
+}
+
+// WriteRequest asks to give a point a value, or to write bare registers.
+type WriteRequest struct {
+	Point      string `json:"point,omitempty"` // device/point
+	Value      string `json:"value,omitempty"` // as a person writes it
+	Bus        string `json:"bus,omitempty"`
+	Unit       int    `json:"unit,omitempty"`
+	Table      int    `json:"table,omitempty"` // 1 coils, 3 holding
+	Addr       int    `json:"addr,omitempty"`  // wire address from 0
+	Count      int    `json:"count,omitempty"` // registers or coils
+	Hex        string `json:"hex,omitempty"`   // registers in wire order, or packed coils
+	DryRun     bool   `json:"dry_run,omitempty"`
+	NoReadback bool   `json:"no_readback,omitempty"`
+}
+
+// WriteReply is what a write did, or would do.
+type WriteReply struct {
+	Device   string          `json:"dev,omitempty"`
+	Point    string          `json:"point,omitempty"`
+	Bus      string          `json:"bus,omitempty"`
+	Unit     int             `json:"unit,omitempty"`
+	Table    int             `json:"table,omitempty"`
+	Addr     int             `json:"addr"`
+	Count    int             `json:"count"`
+	Function int             `json:"function,omitempty"` // Modbus function code
+	Old      json.RawMessage `json:"old,omitempty"`      // values of points
+	New      json.RawMessage `json:"new,omitempty"`
+	Back     json.RawMessage `json:"back,omitempty"`
+	Measure  string          `json:"measure,omitempty"` // unit of the value
+	OldHex   string          `json:"old_hex,omitempty"`
+	NewHex   string          `json:"new_hex,omitempty"`
+	BackHex  string          `json:"back_hex,omitempty"`
+	Allowed  string          `json:"allowed,omitempty"` // what may be written
+	DryRun   bool            `json:"dry_run,omitempty"`
+	Sent     bool            `json:"sent"`     // the request went out
+	Verified bool            `json:"verified"` // it was read back and is what was written
+	RTTMS    float64         `json:"rtt_ms,omitempty"`
 }
 
 // Batch is one batch that waits in the buffer.
@@ -307,6 +355,8 @@ type API interface {
 	// Values returns the last readings of the named devices or device/points, of all without names.
 	Values(names []string) ([]Value, error)
 	Read(ctx context.Context, r ReadRequest) (ReadReply, error)
+	// Write writes to a device; who is the user at the other end of the socket.
+	Write(ctx context.Context, who string, r WriteRequest) (WriteReply, error)
 	// Peek returns the n newest batches that wait, oldest first, with their readings.
 	Peek(ctx context.Context, n int, device string) ([]Batch, error)
 	// Export walks what waits in the buffer and removes nothing.

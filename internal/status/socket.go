@@ -2,6 +2,7 @@ package status
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"syscall"
@@ -34,6 +36,9 @@ func Serve(ctx context.Context, path string, api API) error {
 		ReadHeaderTimeout: 5 * time.Second,
 		IdleTimeout:       30 * time.Second,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, callerKey{}, peerOf(c))
+		},
 	}
 	stopped := make(chan struct{})
 	go func() {
@@ -92,6 +97,15 @@ func handler(api API) http.Handler {
 		v, err := api.Read(r.Context(), q)
 		reply(w, v, err)
 	})
+	mux.HandleFunc("POST /write", func(w http.ResponseWriter, r *http.Request) {
+		var q WriteRequest
+		if err := json.NewDecoder(io.LimitReader(r.Body, maxBody)).Decode(&q); err != nil {
+			reply(w, nil, &Failure{Code: "usage", What: "the request is no JSON: " + err.Error()})
+			return
+		}
+		v, err := api.Write(r.Context(), caller(r.Context()), q)
+		reply(w, v, err)
+	})
 	mux.HandleFunc("GET /buffer/peek", func(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.Atoi(r.URL.Query().Get("last"))
 		if err != nil || n < 1 || n > 10000 {
@@ -110,6 +124,42 @@ func handler(api API) http.Handler {
 		reply(w, api.TestUplink(r.Context()), nil)
 	})
 	return mux
+}
+
+// callerKey is where the user at the other end of the socket is kept.
+type callerKey struct{}
+
+func caller(ctx context.Context) string {
+	who, _ := ctx.Value(callerKey{}).(string)
+	return cmp.Or(who, "unknown")
+}
+
+// peerOf asks the kernel who is at the other end: "uid 1000 (pi)".
+func peerOf(c net.Conn) string {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return ""
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return ""
+	}
+	who := ""
+	raw.Control(func(fd uintptr) {
+		if cred, err := syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED); err == nil {
+			who = UserName(int(cred.Uid))
+		}
+	})
+	return who
+}
+
+// UserName writes a user id with the name it has on this machine.
+func UserName(uid int) string {
+	id := strconv.Itoa(uid)
+	if u, err := user.LookupId(id); err == nil {
+		return "uid " + id + " (" + u.Username + ")"
+	}
+	return "uid " + id
 }
 
 func reply(w http.ResponseWriter, v any, err error) {
@@ -162,6 +212,11 @@ func (c *Client) Values(ctx context.Context, names []string) (v []Value, err err
 // Read reads from the bus, through the agent, between two polls.
 func (c *Client) Read(ctx context.Context, r ReadRequest) (v ReadReply, err error) {
 	return v, c.do(ctx, "POST", "/read", r, &v)
+}
+
+// Write writes to a device, through the agent, between two polls.
+func (c *Client) Write(ctx context.Context, r WriteRequest) (v WriteReply, err error) {
+	return v, c.do(ctx, "POST", "/write", r, &v)
 }
 
 // Peek returns the n newest batches that wait.

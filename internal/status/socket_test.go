@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -23,6 +24,12 @@ func (fake) Values(names []string) ([]Value, error) {
 }
 func (fake) Read(_ context.Context, r ReadRequest) (ReadReply, error) {
 	return ReadReply{Bus: r.Bus, Count: r.Count}, nil
+}
+func (fake) Write(_ context.Context, who string, r WriteRequest) (WriteReply, error) {
+	if !strings.HasPrefix(who, fmt.Sprintf("uid %d", os.Getuid())) {
+		return WriteReply{}, &Failure{What: "who is " + who}
+	}
+	return WriteReply{Device: "m", Point: "v", New: json.RawMessage(r.Value), Sent: !r.DryRun}, nil
 }
 func (fake) Peek(_ context.Context, n int, _ string) ([]Batch, error) { return make([]Batch, n), nil }
 func (fake) Export(_ context.Context, q ExportQuery, line func(ExportLine) error) error {
@@ -84,6 +91,9 @@ func TestSocket(t *testing.T) {
 	var f *Failure
 	if _, err := c.Values(ctx, []string{"nobody"}); !errors.As(err, &f) || f.Exit != 64 {
 		t.Errorf("unknown name: %v", err)
+	}
+	if w, err := c.Write(ctx, WriteRequest{Point: "m/v", Value: "7"}); err != nil || !w.Sent || string(w.New) != "7" {
+		t.Errorf("write: %+v, %v", w, err)
 	}
 	if r, err := c.Read(ctx, ReadRequest{Bus: "b", Count: 2}); err != nil || r.Bus != "b" || r.Count != 2 {
 		t.Errorf("read %+v, %v", r, err)
