@@ -480,7 +480,7 @@ func TestReadoutStops(t *testing.T) {
 	o.Name, o.Connect = "head", "serial://"+m.start(t)
 	l := open(t, o)
 	stop := run(t, l, (&sink{}).emit)
-	until(t, 5*time.Second, "the acknowledgement", func() bool { heard, _ := m.said(); return strings.Contains(heard, `\x06`) })
+	until(t, 5*time.Second, "the wait for the readout", func() bool { return m.speed() == "9600 7E1" })
 	began := time.Now()
 	stop()
 	if d := time.Since(began); d > 5*time.Second {
@@ -602,7 +602,7 @@ func TestTimed(t *testing.T) {
 			t.Errorf("%d: %q, want %q", i, got, c.want)
 		}
 	}
-	clear(d.measured)
+	l.failTalker(d, telemetry.Stale, telemetry.CauseTimeout, ErrTimeout, time.Now(), s.emit)
 	if got := tell(5, 5, 26*hour); got != "1=7 | 2=8 |" {
 		t.Errorf("after a silence: %q", got)
 	}
