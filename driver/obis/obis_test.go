@@ -339,6 +339,62 @@ func TestEveryBit(t *testing.T) {
 	}
 }
 
+// TestCutAnywhere: of a recorded telegram that breaks off, and of one with a
+// changed byte, nothing is left; and the kind of damage is told.
+func TestCutAnywhere(t *testing.T) {
+	kinds := map[error]int{}
+	for _, v := range vectors(t) {
+		raw := recorded(t, v.File)
+		mark := bytes.IndexByte(raw, '!')
+		end := mark + 1 + bytes.IndexByte(raw[mark:], '\n')
+		whole, err := Parse(raw[:end])
+		if err != nil {
+			t.Fatal(v.ID, err)
+		}
+		try := func(b []byte) {
+			x, err := Parse(b)
+			var e *Error
+			switch {
+			case err == nil:
+				if len(x.Objects) != len(whole.Objects) || x.Checked != whole.Checked {
+					t.Fatalf("%s: a part was taken: %q", v.ID, b[max(0, len(b)-40):])
+				}
+			case !errors.As(err, &e):
+				t.Fatalf("%s: %v is no typed error", v.ID, err)
+			default:
+				kinds[e.Err]++
+			}
+		}
+		for i := range end {
+			if i > mark && v.CRC == nil {
+				continue // the "!" is there, and nothing else was to come
+			}
+			if i == end-1 { // all but the line feed
+				continue
+			}
+			if x, err := Parse(raw[:i]); err == nil && string(raw[i:end]) != "\r\n" {
+				t.Fatalf("%s: cut at %d: %d objects", v.ID, i, len(x.Objects))
+			}
+			try(raw[:i])
+			if v.CRC != nil {
+				b := bytes.Clone(raw[:end])
+				if b[i] ^= byte(1 + i%255); strings.TrimLeft(string(b[mark+1:]), "0\r\n") != strings.TrimLeft(string(raw[mark+1:end]), "0\r\n") || i <= mark {
+					if x, err := Parse(b); err == nil {
+						t.Fatalf("%s: byte %d changed: %d objects", v.ID, i, len(x.Objects))
+					}
+				}
+				try(b)
+			}
+		}
+	}
+	t.Log(kinds)
+	for _, kind := range []error{ErrIdent, ErrCut, ErrCheck} {
+		if kinds[kind] == 0 {
+			t.Errorf("no %q", kind)
+		}
+	}
+}
+
 // TestCheckLost: a meter whose telegrams had a check until now has one still.
 func TestCheckLost(t *testing.T) {
 	body := head + "1-0:1.8.1(000123.456*kWh)\r\n!"
@@ -351,6 +407,12 @@ func TestCheckLost(t *testing.T) {
 	if n != 2 || s.Bad() != 1 || !errors.Is(s.Err(), ErrNone) {
 		t.Errorf("%d telegrams, %d damaged, %v", n, s.Bad(), s.Err())
 	}
+	strict := Scanner{Checked: true}
+	strict.Feed([]byte(body+"\r\n"+crc(body)), func([]byte) { n += 10 })
+	if n != 12 || strict.Bad() != 1 {
+		t.Errorf("%d, %d damaged", n, strict.Bad())
+	}
+	n = 2
 	s.Forget()
 	if feed(body + "\r\n"); n != 3 {
 		t.Error("another meter was not taken")

@@ -7,6 +7,10 @@ import "bytes"
 // alone, not on the pieces they come in, and is sound: Parse takes it. It
 // holds at most one telegram. A Scanner is not safe for concurrent use.
 type Scanner struct {
+	// Checked demands a check: a telegram without one is damaged. Else that
+	// holds from the first telegram with a check on.
+	Checked bool
+
 	buf     []byte
 	ends    bool // there is a "!" in buf
 	bad     uint64
@@ -86,8 +90,8 @@ func (s *Scanner) look(quiet bool, telegram func([]byte)) {
 // judge yields the telegram in the first n bytes, or drops it.
 func (s *Scanner) judge(n int, telegram func([]byte)) {
 	t, err := Parse(s.buf[:n])
-	if err == nil && !t.Checked && s.checked {
-		err = &Error{Line: 1, Err: ErrNone} // it had one until now
+	if err == nil && !t.Checked && (s.checked || s.Checked) {
+		err = &Error{Line: 1, Err: ErrNone}
 	}
 	if err != nil {
 		s.drop(err)

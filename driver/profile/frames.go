@@ -122,8 +122,8 @@ func (f *Frames) build(r report) rawFrames {
 		}
 	case "obis":
 		out.obis = true
-		if out.check.Kind != "none" || f.Max != 0 || len(f.Tail) > 0 || f.Records != nil {
-			r("", "a telegram has its own form and check", "write frames: {kind: obis}")
+		if c := out.check; c.Kind != "none" && c != (Check{Kind: "crc16-arc"}) && c != (Check{Kind: "xor"}) || f.Max != 0 || len(f.Tail) > 0 || f.Records != nil {
+			r("", "a telegram has its own form and check", "write frames: {kind: obis}, with check: crc16-arc or check: xor if every telegram must have one")
 		}
 	default:
 		r("kind", fmt.Sprintf("%q is no kind of frame", f.Kind), "write kind: line, counted, fixed, delimited, sequence, obis or modem-lines")

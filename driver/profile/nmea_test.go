@@ -160,7 +160,7 @@ func TestUnusualSentences(t *testing.T) {
 		sentence("INMTW,,C"):                                  "t=fault/marker",
 		sentence("INMTW,"):                                    "t=fault/marker",
 		sentence("INMTW"):                                     "",
-		sentence("PMTW,17.9,C"):                               "", // proprietary
+		sentence("PXMTW,17.9,C"):                              "", // proprietary
 		sentence("PGRME,15.0,M,45.0,M,25.0,M"):                "w=15.0",
 		sentence("XPGRME,15.0,M"):                             "",
 		sentence("INMTWX,17.9,C"):                             "",

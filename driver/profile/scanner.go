@@ -27,7 +27,7 @@ func (p *Profile) NewScanner() *Scanner {
 		return nil
 	}
 	if p.raw.obis {
-		return &Scanner{f: &p.raw, tele: &obis.Scanner{}}
+		return &Scanner{f: &p.raw, tele: &obis.Scanner{Checked: p.raw.check.bytes() > 0}}
 	}
 	s := &Scanner{f: &p.raw, buf: make([]byte, 0, p.raw.max)}
 	s.Reset()

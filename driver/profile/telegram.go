@@ -105,7 +105,7 @@ func (p *Profile) DecodeTimed(raw []byte, base uint32, dst []telemetry.Reading, 
 	}
 	at = at[:0]
 	t, err := obis.Parse(raw)
-	if err != nil {
+	if err != nil || !t.Checked && p.raw.check.bytes() > 0 {
 		return dst, at
 	}
 	now := obis.Time{}
