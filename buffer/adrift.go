@@ -81,7 +81,7 @@ func (q *Queue) forgetStart() {
 	q.lanes, q.ledger = [laneCount]lane{}, nil
 	q.states, q.numbers = [len(stateNames)]stateFile{}, numbersFile{}
 	q.memory, q.cached, q.salvaged = 0, 0, 0
-	q.lossDirty = false
+	q.lossDirty, q.lastError = false, nil
 	q.opener.hot = nil
 }
 

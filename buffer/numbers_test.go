@@ -1,8 +1,10 @@
 package buffer
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -193,6 +195,35 @@ func TestHolesAtOnce(t *testing.T) {
 	if got := lost(q, Data); got.n != q.Given(Data)-6 {
 		t.Fatal(got)
 	}
+}
+
+// With max_loss 0s a batch that is not on disk does not leave.
+func TestDurableBeforeItLeaves(t *testing.T) {
+	o := testOptions(t)
+	o.MaxLoss = 0
+	tune := defaultTuning()
+	tune.retry = time.Hour
+	q, err := open(o, tune)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, q, Data)
+	_ = q.failed(syscall.EIO) // the disk is left alone for a while
+	seq, err := q.Append(Data, batch(Data, 2))
+	if !errors.Is(err, ErrNotDurable) || seq != 2 {
+		t.Fatal(seq, err)
+	}
+	if it, ok, err := q.Prev(Data, 1<<50); err != nil || !ok || it.Seq != 1 {
+		t.Fatal(it.Seq, ok, err)
+	}
+	q.mu.Lock()
+	q.lastError = nil
+	q.mu.Unlock()
+	mustSync(t, q)
+	if it, ok, err := q.Prev(Data, 1<<50); err != nil || !ok || it.Seq != 2 {
+		t.Fatal(it.Seq, ok, err)
+	}
+	mustClose(t, q)
 }
 
 // TestSnapshots: the meta pages of a segment go back by as many commits as a

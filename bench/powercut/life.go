@@ -70,7 +70,7 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 	// A small segment has no room to keep its last commits apart. A disk that
 	// lies may then take older batches that share a page with the newest.
 	if l.h.Exact = lag > 0 && l.no/len(l.p.lags)/2%2 == 0; l.h.Exact {
-		l.o.Size, l.o.Segment = 6_000_000+l.rng.Int64N(3_000_000), 1<<20
+		l.o.Size, l.o.Segment = 15_000_000+l.rng.Int64N(1_000_000), 1<<20
 	}
 	if l.p.verbose {
 		l.h.Log = func(format string, args ...any) { fmt.Printf("  "+format+"\n", args...) }

@@ -86,6 +86,9 @@ func (w *work) open() error {
 	if err != nil {
 		return err
 	}
+	if trouble := q.Stats().LastError; trouble != "" { // it has no disk, and works in memory
+		return errors.Join(errors.New(trouble), q.Close())
+	}
 	w.q = q
 	w.pen.Opened(q, time.Since(began).Milliseconds())
 	for l := range buffer.Lane(2) {
