@@ -78,8 +78,10 @@ proof-power: ## power cuts under the buffer: an honest disk, then one that lies 
 	cd bench && $(GO) run ./powercut -cuts $(CUTS) $(if $(SEED),-seed $(SEED))
 	cd bench && $(GO) run ./powercut -mode lying -cuts $(CUTS) $(if $(SEED),-seed $(SEED))
 
-proof-faults: ## every call of the buffer to the disk killed or failing, one after the other
+DAMAGES ?= 9000
+proof-faults: ## every call of the buffer to the disk killed or failing, one after the other; then files spoiled in nine ways
 	cd bench && $(GO) run ./faults
+	BUFFER_DAMAGES=$(DAMAGES) $(GO) test -run '^(TestDamage|TestNumbersDamaged)$$' -count=1 -timeout 60m -v ./buffer
 
 mutants: ## deliberate breakages that the tests must catch
 	cd bench && $(GO) run ./mutants

@@ -182,7 +182,7 @@ func TestDamage(t *testing.T) {
 		o.Dir = filepath.Join(fastDir(t), "copy")
 		copyDir(t, s.dir, o.Dir)
 		targets := segmentFiles(t, o.Dir)
-		for _, name := range stateNames {
+		for _, name := range append(stateNames[:], numbersName) {
 			targets = append(targets, filepath.Join(o.Dir, name))
 		}
 		path := targets[rng.IntN(len(targets))]

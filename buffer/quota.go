@@ -128,8 +128,10 @@ func (q *Queue) dropOldest(l Lane) (bool, error) {
 	// are known without it.
 	counts := make(map[uint64]int64)
 	if !bad && sum.count > 0 {
-		if _, _, err := inspect(seg.path, func(n uint64, c int64) { counts[n] = c }); err != nil {
+		if _, _, err := inspect(seg.path, func(n uint64, c int64) { counts[n] = c }); isDamage(err) {
 			bad = true
+		} else if err != nil { // such as no descriptors: it can be read later
+			return false, err
 		}
 	}
 	q.mu.Lock()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,6 +29,9 @@ type sweep struct {
 // calls are all that change the disk.
 var calls = []string{"fdatasync", "pwrite64", "ftruncate", "unlinkat", "fsync", "renameat", "fallocate"}
 
+// watched are the calls that are counted: those, and how a file is opened.
+var watched = append(slices.Clone(calls), "openat")
+
 func all() (list []sweep) {
 	for _, c := range calls {
 		list = append(list, sweep{call: c, fault: "signal=KILL", name: "kill@" + c})
@@ -39,8 +43,10 @@ func all() (list []sweep) {
 		list = append(list, sweep{call: c, fault: "error=ENOSPC", name: "enospc@" + c})
 	}
 	return append(list,
+		sweep{call: "openat", fault: "error=EMFILE", name: "emfile@openat"},
 		sweep{call: "fdatasync", fault: "error=EIO", name: "eio-for-ever@fdatasync", forever: true},
-		sweep{call: "pwrite64", fault: "error=ENOSPC", name: "enospc-for-ever@pwrite64", forever: true})
+		sweep{call: "pwrite64", fault: "error=ENOSPC", name: "enospc-for-ever@pwrite64", forever: true},
+		sweep{call: "pwrite64", fault: "error=EROFS", name: "erofs-for-ever@pwrite64", forever: true})
 }
 
 // places is at how many places a fault is tried that does not go away.
@@ -134,7 +140,7 @@ type counted struct {
 
 func (c *counted) String() string {
 	var parts []string
-	for _, name := range calls {
+	for _, name := range watched {
 		parts = append(parts, fmt.Sprintf("%s %d", name, c.calls[name]))
 	}
 	return strings.Join(parts, ", ")
@@ -151,7 +157,7 @@ func (s *sweeps) count(ctx context.Context, maxLoss time.Duration) (*counted, er
 		o := s.options(filepath.Join(dir, "buffer"), maxLoss)
 		o.Commits, o.Look, o.Abandon = commits, commits == 0, abandon
 		h := &history.Life{Honest: true, MaxLoss: maxLoss}
-		text, _, err := s.traced(ctx, h, o, dir, calls, "")
+		text, _, err := s.traced(ctx, h, o, dir, watched, "")
 		if err != nil {
 			return nil, err
 		}
@@ -159,7 +165,7 @@ func (s *sweeps) count(ctx context.Context, maxLoss time.Duration) (*counted, er
 			return nil, fmt.Errorf("the run fails without a fault: %v", v)
 		}
 		n := make(map[string]int)
-		for _, c := range calls {
+		for _, c := range watched {
 			n[c] = strings.Count(text, " "+c+"(")
 		}
 		return n, nil

@@ -47,6 +47,7 @@ type Life struct {
 	epoch      string
 	boot       int
 	ready      bool
+	isOpen     bool // this run has opened it
 	clean      bool
 	anew       bool // the store was made anew by this start or by one that was cut
 	wasClean   bool // the run before ended with Close
@@ -118,7 +119,7 @@ func (f *Life) note(format string, args ...any) {
 // Up says that a writer is about to be started.
 func (f *Life) Up() {
 	f.ledger, f.anew = nil, f.anew && !f.ready
-	f.wasClean, f.clean, f.ready = f.clean, false, false
+	f.wasClean, f.clean, f.ready, f.isOpen = f.clean, false, false, false
 	f.wasEnding, f.ending = f.ending, false
 	for i := range f.held {
 		f.held[i] = make(map[uint64]Batch)
@@ -228,6 +229,12 @@ func (f *Life) opened(line string) error {
 	if _, err := fmt.Sscan(line, &kind, &epoch, &boot, &ms, &stopped); err != nil {
 		return err
 	}
+	if f.isOpen { // it could not read everything, has closed it and opens it once more
+		f.ledger = nil
+		for i := range f.held {
+			f.held[i] = make(map[uint64]Batch)
+		}
+	}
 	took := time.Duration(ms) * time.Millisecond
 	f.Counts.Slowest = max(f.Counts.Slowest, took)
 	if took > OpenLimit {
@@ -250,10 +257,10 @@ func (f *Life) opened(line string) error {
 	} else if f.Honest && boot <= f.boot {
 		f.violate("start %d after start %d", boot, f.boot)
 	}
-	if how := map[bool]string{true: "clean", false: "power"}[f.wasClean]; f.Honest && f.epoch != "" && stopped != how && f.wasClean == f.wasEnding {
+	if how := map[bool]string{true: "clean", false: "power"}[f.wasClean]; f.Honest && f.epoch != "" && stopped != how && f.wasClean == f.wasEnding && !f.isOpen {
 		f.violate("the last run is said to have ended %q and not %q", stopped, how)
 	}
-	f.epoch, f.boot = epoch, boot
+	f.epoch, f.boot, f.isOpen = epoch, boot, true
 	return nil
 }
 

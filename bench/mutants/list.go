@@ -121,6 +121,13 @@ func list() []mutant {
 		new:  "",
 		test: unit("./buffer", "TestSnapshots"),
 	}, {
+		name: "repair counts what it could not read as saved",
+		why:  "what is gone is named by no tombstone",
+		file: "buffer/salvage.go",
+		old:  "			q.lose(Loss{Lane: seg.lane, From: lost.a, To: lost.b, Batches: int64(lost.b - lost.a + 1), Readings: -1,\n				T0: seg.sum.t0, T1: seg.sum.t1, Why: WhyCorrupt})\n",
+		new:  "",
+		test: unit("./buffer", "TestDamage"),
+	}, {
 		name: "a batch leaves before it is durable",
 		why:  "0s promises that it is on disk before it is sent",
 		file: "buffer/queue.go",
@@ -166,16 +173,16 @@ func list() []mutant {
 	}, {
 		name: "acknowledge when sent, not when the PUBACK came",
 		why:  "what the broker never took is deleted",
-		file: "uplink/session.go",
-		old:  "	return s.send(topic, false, out, flight{item: item, counts: true})\n",
-		new:  "	s.src.Ack(item.Lane, item.Seq)\n	return s.send(topic, false, out, flight{item: item, counts: true})\n",
+		file: "uplink/batch.go",
+		old:  "	return s.post(flight{item: item, counts: true})\n",
+		new:  "	s.src.Ack(item.Lane, item.Seq)\n	return s.post(flight{item: item, counts: true})\n",
 		test: unit("./uplink", "TestSweep"),
 	}, {
 		name: "trust the token of the MQTT library",
 		why:  "a token is done without a PUBACK, too",
 		file: "uplink/link.go",
-		old:  "	return t.Error() == nil && !l.wire.proofOf(t.MessageID()).acked.IsZero()\n",
-		new:  "	return t.Error() == nil\n",
+		old:  "		return acked, errProof\n",
+		new:  "		acked = time.Now()\n",
 		test: unit("./uplink", "TestSweep|TestTokenTrap"),
 	}, {
 		name: "no drain after a timeout on the wire",
