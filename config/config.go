@@ -174,7 +174,10 @@ func parse(file string, src []byte, lib *profile.Library) *parser {
 	}
 	if p.doc.Has("uplink") {
 		p.broker()
-		cfg.Uplink.Validate(p.doc.Section("uplink"))
+		section := p.doc.Section("uplink")
+		cfg.Uplink.Complete(cfg.Gateway.ID, func(key string) bool { return p.doc.Has("uplink." + key) })
+		cfg.Uplink.Validate(section)
+		cfg.Uplink.ValidateNames(cfg.Gateway.Site, cfg.Gateway.ID, section)
 	}
 	p.status()
 	return p
@@ -240,7 +243,6 @@ func Schema() []byte {
 // unavailable lists words that the design knows and this version does not
 // have, so that the message is more than "unknown".
 var unavailable = []struct{ path, has, words string }{
-	{"uplink.preset", "none", "aws-iot-core azure-iot-hub thingsboard homeassistant"},
 	{"uplink.receipts", "false", "true"},
 	{"uplink.commands", "false", "true"},
 }

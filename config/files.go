@@ -76,6 +76,9 @@ func (p *parser) files() {
 	if o.TokenFile != "" {
 		p.secret("uplink.token_file", o.TokenFile, codeCert)
 	}
+	if o.KeyFile != "" {
+		p.secret("uplink.device_key_file", o.KeyFile, codeCert)
+	}
 	if o.ProxyFile != "" {
 		p.secret("uplink.proxy_password_file", o.ProxyFile, codeCert)
 	}

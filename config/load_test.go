@@ -202,7 +202,7 @@ func TestSchema(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"install-adress", "install-units", "install-durations", "install-list", "install-wrong-section",
-		"install-everything", "later", "log", "wrong-shapes", "no-uplink", "no-buses", "install-no-url", "frames", "rules"} {
+		"install-everything", "preset-unknown", "log", "wrong-shapes", "no-uplink", "no-buses", "install-no-url", "frames", "rules"} {
 		if validate(read(name)) == nil {
 			t.Errorf("%s: the schema takes it", name)
 		}

@@ -176,14 +176,17 @@ func tcpStage(err error) stage {
 // gateway itself. The wire is closed if it fails.
 func (u *Uplink) connect(ctx context.Context, w *wire, will bool) (*link, *Error) {
 	l := &link{wire: w, in: make(chan incoming, 16)}
-	password, err := readSecret(u.opts.PasswordFile, "uplink.password_file")
+	user, password, until, err := u.credentials(w.broker)
 	if err != nil {
 		w.abort()
 		return nil, err
 	}
+	if will {
+		u.until = until
+	}
 	o := mqtt.NewClientOptions().
 		AddBroker("tcp://" + w.broker.addr()). // only a name here: the connection is open already
-		SetClientID(u.clientID()).SetUsername(u.opts.Username).SetPassword(password).
+		SetClientID(u.clientID()).SetUsername(user).SetPassword(password).
 		SetProtocolVersion(4).SetCleanSession(true).
 		SetAutoReconnect(false).SetConnectRetry(false).SetResumeSubs(false).
 		SetKeepAlive(u.opts.Keepalive).SetPingTimeout(u.pingTimeout()).
@@ -191,7 +194,7 @@ func (u *Uplink) connect(ctx context.Context, w *wire, will bool) (*link, *Error
 		SetConnectionLostHandler(func(_ mqtt.Client, err error) { w.lose(err) }).
 		SetCustomOpenConnectionFn(func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return w, nil })
 	if m, ok := u.speaker.will(); will && ok {
-		o.SetBinaryWill(m.topic, m.body, 1, m.retained)
+		o.SetBinaryWill(m.topic, m.body, 1, m.retained && u.retains())
 	}
 	l.client = mqtt.NewClient(o)
 	stop := context.AfterFunc(ctx, w.abort)

@@ -18,13 +18,14 @@ type Options struct {
 	ClientID      string        `yaml:"client_id" doc:"MQTT client id; default: the gateway id."`
 	Username      string        `yaml:"username" doc:"User name at the broker."`
 	PasswordFile  string        `yaml:"password_file" doc:"File whose first line is the password."`
-	TokenFile     string        `yaml:"token_file" doc:"File whose first line is the bearer token for https://."`
+	TokenFile     string        `yaml:"token_file" doc:"File whose first line is the bearer token for https://, or ThingsBoard's access token."`
+	KeyFile       string        `yaml:"device_key_file" doc:"File whose first line is the key of the device at an Azure IoT Hub; tokens are made of it."`
 	Fallback      []string      `yaml:"fallback" doc:"Brokers to go to, in this order, while the one of url cannot be reached; the uplink goes back to url when it can."`
 	Proxy         string        `yaml:"proxy" doc:"Proxy on the way to the broker: http://HOST[:3128] or socks5://HOST[:1080]. It resolves the broker's name."`
 	ProxyUser     string        `yaml:"proxy_username" doc:"User name at the proxy."`
 	ProxyFile     string        `yaml:"proxy_password_file" doc:"File whose first line is the password at the proxy."`
-	Preset        string        `yaml:"preset" enum:"none" doc:"Settings for a known cloud."`
-	Topic         string        `yaml:"topic" doc:"Topic template with {site}, {gateway} and {kind}."`
+	Preset        string        `yaml:"preset" enum:"none,aws-iot-core,azure-iot-hub,thingsboard,homeassistant" doc:"Settings and rules of a known cloud; docs/presets.md."`
+	Topic         string        `yaml:"topic" doc:"Topic template with {kind} and, as needed, {site}, {gateway} and {client}, the client id."`
 	Shape         string        `yaml:"shape" enum:"records,columns,packed,influx,senml-json,senml-cbor,sparkplug,thingsboard,homeassistant" doc:"How batches are written; docs/payloads.md shows each."`
 	Sparkplug     Sparkplug     `yaml:"sparkplug" doc:"How shape sparkplug is spoken."`
 	HomeAssistant HomeAssistant `yaml:"homeassistant" doc:"How shape homeassistant is spoken."`
@@ -89,7 +90,7 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	if posts && slices.Contains(Shapes(), o.Shape) && !slices.Contains(payload.Shapes(), o.Shape) {
 		report("shape", fmt.Sprintf("%s is a dialogue over MQTT and cannot go over https://", o.Shape), "expected one of "+strings.Join(payload.Shapes(), ", "))
 	}
-	if o.TokenFile != "" && !posts {
+	if o.TokenFile != "" && !posts && o.Preset != presetTB {
 		report("token_file", "a bearer token is for https://, and no url has that", "use username and password_file with MQTT")
 	}
 	if len(o.Fallback) > 8 {
@@ -113,9 +114,7 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	if strings.ContainsRune(o.ClientID, 0) || len(o.ClientID) > 128 {
 		report("client_id", "a client id has at most 128 bytes and no zero byte", "")
 	}
-	if o.Preset != "" && o.Preset != "none" {
-		report("preset", fmt.Sprintf("unknown preset %q", o.Preset), "expected none")
-	}
+	o.validatePreset(report)
 	validateTopic(o.Topic, report)
 	if !slices.Contains(Shapes(), o.Shape) {
 		report("shape", fmt.Sprintf("unknown shape %q", o.Shape), "expected one of "+strings.Join(Shapes(), ", "))
@@ -187,9 +186,9 @@ func validateTopic(t string, report func(path, msg, hint string)) {
 	if !strings.Contains(t, "{kind}") {
 		report("topic", "the topic template has no {kind}: batches and status would share a topic", hint)
 	}
-	rest := strings.NewReplacer("{site}", "", "{gateway}", "", "{kind}", "").Replace(t)
+	rest := strings.NewReplacer("{site}", "", "{gateway}", "", "{kind}", "", "{client}", "").Replace(t)
 	if strings.ContainsAny(rest, "{}") {
-		report("topic", "the topic template has a placeholder that is not known", "known: {site}, {gateway}, {kind}")
+		report("topic", "the topic template has a placeholder that is not known", "known: {site}, {gateway}, {client}, {kind}")
 	}
 	if strings.ContainsAny(rest, "+#\x00") || strings.HasPrefix(t, "$") || len(t) > 1024 {
 		report("topic", "a topic to publish to has no +, # or zero byte, does not begin with $, and has at most 1024 bytes", hint)
@@ -198,7 +197,11 @@ func validateTopic(t string, report func(path, msg, hint string)) {
 
 // topic fills the template for a kind: up, event, meta, status, test.
 func (o *Options) topic(site, gateway, kind string) string {
-	return strings.NewReplacer("{site}", site, "{gateway}", gateway, "{kind}", kind).Replace(o.Topic)
+	client := o.ClientID
+	if client == "" {
+		client = gateway
+	}
+	return strings.NewReplacer("{site}", site, "{gateway}", gateway, "{client}", client, "{kind}", kind).Replace(o.Topic)
 }
 
 // Secure tells whether a broker of these options is reached over TLS.

@@ -133,6 +133,9 @@ func (s *session) run(ctx context.Context) error {
 		if err := s.fill(ctx); err != nil {
 			return err
 		}
+		if !s.u.until.IsZero() && time.Now().After(s.u.until) {
+			return &departure{} // with new credentials
+		}
 		s.scout.turn(ctx)
 		timer.Reset(time.Until(s.wake()))
 		select {
@@ -173,6 +176,7 @@ func (s *session) wake() time.Time {
 		}
 	}
 	earlier(s.deadline())
+	earlier(s.u.until)
 	earlier(s.scout.wake())
 	if h := s.link.held(); time.Now().Before(h) {
 		earlier(h)
@@ -407,6 +411,7 @@ func (s *session) describe(c *telemetry.Catalog, present bool) error {
 
 // send hands a message over and puts it at the end of the flights.
 func (s *session) send(m message, f flight) error {
+	m.retained = m.retained && s.u.retains()
 	if m.late != nil {
 		m.body = m.late(m.body)
 	}

@@ -163,7 +163,7 @@ func (p *envelopes) batch(dst []message, s *session, item Item, c *telemetry.Cat
 	packed := false
 	if item.Lane == laneData && u.opts.Compress == "gzip" {
 		if out, packed = p.zip.Append(out, p.plain); packed {
-			topic += "/gz"
+			topic = u.zipped(topic)
 		}
 	}
 	if !packed {

@@ -116,6 +116,7 @@ type Uplink struct {
 	meter    meter
 
 	// of the goroutine of Run
+	until   time.Time    // the credentials of the connection serve no longer; zero: for ever
 	unacked map[key]bool // sent on an earlier connection without a PUBACK
 	poison  suspicion
 	thrown  int         // young connections in a row that the broker closed while nothing was under way
@@ -144,6 +145,7 @@ type tuning struct {
 	status     time.Duration // period of the status message
 	meta       time.Duration // period of the metadata message
 	retry      time.Duration // after an error of the Source
+	token      time.Duration // life of a token that is made of a device key; 0 is a day
 	spread     time.Duration // over this, those come back whom the broker closed on after a long session
 	look       time.Duration // between two looks at the certificate files
 	verdict    time.Duration // for a broker's word on our certificate after the handshake
@@ -316,9 +318,4 @@ func (u *Uplink) about() payload.About {
 	e := &u.env
 	return payload.About{Gateway: e.Gateway, Site: e.Site, Version: e.Version, Labels: e.Labels, Devices: e.Devices,
 		Sent: time.Now().UnixMilli()}
-}
-
-// topicOf fills the topic template for a kind.
-func (u *Uplink) topicOf(kind string) string {
-	return u.opts.topic(u.env.Site, u.env.Gateway, kind)
 }

@@ -75,6 +75,7 @@ type Hello struct {
 	Username string
 	Clean    bool // clean session
 	Version  byte // of the protocol: 4 is MQTT 3.1.1
+	Password string
 }
 
 // Subscription is a topic filter that a client asked for.
@@ -228,7 +229,7 @@ func (s *Script) serve(c net.Conn) {
 	if !ok {
 		return
 	}
-	said := Hello{hello.ClientIdentifier, hello.Username, hello.CleanSession, hello.ProtocolVersion}
+	said := Hello{hello.ClientIdentifier, hello.Username, hello.CleanSession, hello.ProtocolVersion, string(hello.Password)}
 	s.mu.Lock()
 	s.hellos = append(s.hellos, said)
 	s.vows = append(s.vows, Arrival{Topic: hello.WillTopic, Payload: hello.WillMessage, QoS: hello.WillQos, Retained: hello.WillRetain, At: time.Now()})
