@@ -53,6 +53,7 @@ func FuzzReadout(f *testing.F) {
 	f.Add("\x00/LG", "Z5\r\n", uint8(1))
 	f.Add("/LGZ9Z\r\n", block[1:], uint8(4))
 	f.Add("/?!\r\n", "!\r\n\x15", uint8(4))
+	f.Add("/LGZD\n32.7.0(1*V)!", "\xa9\xc9|g", uint8(6))
 	p := ready(f, "iec62056-21")
 	f.Fuzz(func(t *testing.T, ident, data string, piece uint8) {
 		if len(ident)+len(data) > 600 {
@@ -82,12 +83,14 @@ func FuzzReadout(f *testing.F) {
 				return
 			}
 			// Behind some place of the bytes stands a sound body of a telegram.
-			in, found := ident+data, false
+			found := false
 			take := func([]byte) { found = true }
-			for i := 0; i < len(in) && !found; i++ {
-				s := obis.Scanner{}
-				s.Feed([]byte("/LGZ5\r\n"+in[i:]), take)
-				s.Flush(take)
+			for _, in := range []string{ident, data, ident + data} {
+				for i := 0; i < len(in) && !found; i++ {
+					s := obis.Scanner{}
+					s.Feed([]byte("/LGZ5\r\n"+in[i:]), take)
+					s.Flush(take)
+				}
 			}
 			if !found {
 				t.Fatalf("%d values came of %q and %q", good, ident, data)
