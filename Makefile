@@ -8,7 +8,7 @@ LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT) -
 # HTTP/2 is left out: only the agent's own socket speaks HTTP.
 BUILD    = CGO_ENABLED=0 $(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false -ldflags "$(LDFLAGS)"
 
-.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-power proof-faults mutants clean
+.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-power proof-faults proof-net proof-storm mutants clean
 
 build: ## the static binary, ./tidegate
 	$(BUILD) -o tidegate ./cmd/tidegate
@@ -82,6 +82,14 @@ DAMAGES ?= 9000
 proof-faults: ## every call of the buffer to the disk killed or failing, one after the other; then files spoiled in nine ways
 	cd bench && $(GO) run ./faults
 	BUFFER_DAMAGES=$(DAMAGES) $(GO) test -run '^(TestDamage|TestNumbersDamaged)$$' -count=1 -timeout 60m -v ./buffer
+
+DEAD ?= 10m
+proof-net: ## as root: loss, black hole, resets, half-open, 9.6 kbit/s in network namespaces
+	cd bench && $(GO) run ./network -dead $(DEAD)
+
+OUTAGE ?= 5s
+proof-storm: ## a thousand gateways come back after an outage of their broker
+	cd bench && $(GO) run ./storm -outage $(OUTAGE)
 
 mutants: ## deliberate breakages that the tests must catch
 	cd bench && $(GO) run ./mutants

@@ -245,7 +245,7 @@ func (u *Uplink) Run(ctx context.Context, src Source) error {
 		case err.Code == "closed":
 			// It closed on everybody, most likely: whoever comes back at
 			// once meets all the others.
-			delay = rand.N(max(u.tune.spread, 1))
+			delay, attempt = rand.N(max(u.tune.spread, 1)), 3
 		}
 		u.setState(StateAway, err)
 		// The same trouble again is no news.

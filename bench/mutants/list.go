@@ -198,5 +198,47 @@ func list() []mutant {
 		old:  "w.kind != kindTCP || b[skip] == a.adu[0] && b[skip+1] == a.adu[1]",
 		new:  "w.kind <= kindTCP || len(b) > 0",
 		test: unit("./driver", "TestLateSweep"),
+	}, {
+		name: "a success that names nothing acknowledges",
+		why:  "the portal of a network answers 200 to everything, and every reading is gone",
+		file: "uplink/https.go",
+		old:  "json.Unmarshal(body, &said) != nil || said.Ack != name",
+		new:  "json.Unmarshal(body, &said) != nil && said.Ack == name && name == \"\"",
+		test: unit("./uplink", "TestHTTPSSweep"),
+	}, {
+		name: "no list of revoked certificates",
+		why:  "whoever has the stolen key of the broker gets the readings",
+		file: "uplink/identity.go",
+		old:  "	if l.must {\n",
+		new:  "	if l.must && false {\n",
+		test: unit("./uplink", "TestRevoked"),
+	}, {
+		name: "a new certificate is not tried before the session is left",
+		why:  "a bad renewal throws the gateway out",
+		file: "uplink/scout.go",
+		old:  "	if !b.secure || b.websocket() {\n",
+		new:  "	if b.secure || b.websocket() {\n",
+		test: unit("./uplink", "TestRenewal"),
+	}, {
+		name: "refused files are used again and again",
+		why:  "a renewal that the broker does not know locks the gateway out for good",
+		file: "uplink/identity.go",
+		old:  "(err != nil || l.sum == id.refused):",
+		new:  "(err != nil):",
+		test: unit("./uplink", "TestRollback"),
+	}, {
+		name: "a stand-in is never left",
+		why:  "the uplink stays with the expensive way for ever",
+		file: "uplink/scout.go",
+		old:  "		u.at.Store(0)\n",
+		new:  "",
+		test: unit("./uplink", "TestFailover"),
+	}, {
+		name: "all gateways return at once",
+		why:  "the broker that has just come back goes down again",
+		file: "uplink/uplink.go",
+		old:  "delay, attempt = rand.N(max(u.tune.spread, 1)), 3",
+		new:  "attempt = 3",
+		test: unit("./uplink", "TestSpread"),
 	}}
 }
