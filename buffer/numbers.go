@@ -193,6 +193,7 @@ func (q *Queue) reserve() error {
 	for i := range q.lanes {
 		q.lanes[i].reserved = max(q.lanes[i].reserved, n.next[i])
 	}
+	q.settling = false
 	q.mu.Unlock()
 	q.signal()
 	return nil

@@ -226,6 +226,48 @@ func TestDurableBeforeItLeaves(t *testing.T) {
 	mustClose(t, q)
 }
 
+// On a very slow disk Open leaves to Sync what it does not get done. Numbers
+// are given meanwhile and do not leave, and a power cut in between costs none.
+func TestOpenOnSlowDisk(t *testing.T) {
+	for _, maxLoss := range []time.Duration{0, time.Hour} {
+		o := testOptions(t)
+		o.MaxLoss = maxLoss
+		before := mustOpen(t, o)
+		put(t, before, Data)
+		mustClose(t, before)
+		tune := defaultTuning()
+		tune.settle = 0
+		for range 2 {
+			q, err := open(o, tune)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seq, err := q.Append(Event, batch(Event, 1))
+			if err != nil && !errors.Is(err, ErrNotDurable) {
+				t.Fatal(err)
+			}
+			if it, ok, err := q.Next(Event, 1); ok || err != nil || maxLoss > 0 && seq != 1 {
+				t.Fatal(it.Seq, ok, err, seq)
+			}
+			crash(q)
+		}
+		q, err := open(o, tune)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seq := q.Given(Event) + 1
+		if _, err := q.Append(Event, batch(Event, seq)); err != nil && !errors.Is(err, ErrNotDurable) {
+			t.Fatal(err)
+		}
+		q.tune.settle = time.Minute
+		mustSync(t, q)
+		if it, ok, err := q.Next(Event, seq); !ok || err != nil || it.Seq != seq {
+			t.Fatal(it.Seq, ok, err)
+		}
+		crash(q)
+	}
+}
+
 // TestSnapshots: the meta pages of a segment go back by as many commits as a
 // lying disk may take. The pages that they lead to are all still there.
 func TestSnapshots(t *testing.T) {

@@ -224,6 +224,13 @@ func (q *Queue) start() error {
 	if err := q.reserve(); err != nil {
 		return err
 	}
+	if q.numbers.left > 0 { // on such a disk the start would not end: Sync does the rest, and nothing leaves before
+		q.mu.Lock()
+		q.lossDirty, q.settling = true, true
+		q.mu.Unlock()
+		q.measure()
+		return nil
+	}
 	if err := q.saveState(false); err != nil {
 		return err
 	}

@@ -66,6 +66,7 @@ type Queue struct {
 	ackDirty    time.Time // since when something on disk is delivered and that is not on disk
 	ledgerDirty time.Time // since when an acknowledged Loss is still on disk
 	lossDirty   bool      // a Loss is not on disk yet
+	settling    bool      // the first reservation of this run does not count yet: nothing leaves
 
 	memory int64 // bytes of batches that are not stored
 	cached int64 // bytes of batches that are stored and still in memory
@@ -204,6 +205,8 @@ func (q *Queue) limit(ln *lane) uint64 {
 	switch {
 	case q.adrift != nil: // the epoch ends with this run
 		return ln.given
+	case q.settling:
+		return 0
 	case q.maxLoss > 0:
 		return ln.reserved
 	}

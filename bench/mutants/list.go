@@ -152,8 +152,8 @@ func list() []mutant {
 		name: "take over another store when the disk comes back",
 		why:  "what waits in it is told as lost",
 		file: "buffer/adrift.go",
-		old:  "	if s.epoch != q.foundEpoch ||",
-		new:  "	if s.epoch == 0 && s.epoch != q.foundEpoch ||",
+		old:  "	if s.epoch != q.foundEpoch || s.gen != q.foundGen || !slices.Equal(names, q.foundNames) {\n",
+		new:  "	if len(names) > 1 && !slices.Equal(names, q.foundNames) {\n",
 		test: unit("./buffer", "TestAdriftMeetsAnother"),
 	}, {
 		name: "segments without their blocks",
