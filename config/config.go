@@ -97,7 +97,7 @@ func Load(path string) (*Config, []Problem, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	lib, err := library(path)
+	lib, err := Library(path)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -133,8 +133,9 @@ func readFile(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, document.MaxSize+1))
 }
 
-// library loads the built-in profiles and those of the site.
-func library(path string) (*profile.Library, error) {
+// Library loads the built-in profiles and those in the folder "profiles"
+// beside a configuration file.
+func Library(path string) (*profile.Library, error) {
 	if path != "-" {
 		dir := filepath.Join(filepath.Dir(path), "profiles")
 		if st, err := os.Stat(dir); err == nil && st.IsDir() {

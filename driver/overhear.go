@@ -26,10 +26,9 @@ type ScanNoise struct {
 
 // ScanTalker is a device that was heard talking by itself.
 type ScanTalker struct {
-	Line    string
-	Profile string
-	Frames  int      // good frames heard
-	Rivals  []string // other profiles that can read its frames
+	Line     string
+	Frames   int      // good frames heard
+	Profiles []string // those that can read them all; one, if it is plain
 }
 
 // How long a scan listens before it sends, and how long at each setting once
@@ -37,6 +36,9 @@ type ScanTalker struct {
 const (
 	listenFirst = 2 * time.Second
 	listenEach  = 1200 * time.Millisecond
+	// listenMore is how much longer it listens where one good frame came:
+	// the second one proves it.
+	listenMore = 3 * time.Second
 )
 
 // overhear listens before anything is sent. done means that there is nobody
@@ -104,6 +106,7 @@ type ears struct {
 	line    string
 	bytes   int
 	level   int
+	more    bool // it was listened to for longer
 	frames  int  // whole Modbus frames
 	unit    byte // of the last of them
 	fc      byte
@@ -150,6 +153,10 @@ func (s *scan) listenTo(ctx context.Context, e *ears, d time.Duration) error {
 		kept = e.cut(s.w.kind, s.w.pk, append(kept, buf[:n]...), false)
 	}
 	e.cut(s.w.kind, s.w.pk, kept, true)
+	if !e.more && slices.ContainsFunc(e.talkers, func(t *heardTalker) bool { return t.frames == 1 }) {
+		e.more = true
+		return s.listenTo(ctx, e, listenMore)
+	}
 	return nil
 }
 
@@ -201,10 +208,10 @@ func (s *scan) judge(e *ears) (done bool, err error) {
 	if len(e.talkers) == 0 || e.talkers[0].frames < 2 {
 		return false, nil
 	}
-	t := ScanTalker{Line: e.line, Profile: e.talkers[0].p.Name, Frames: e.talkers[0].frames}
-	for _, o := range e.talkers[1:] {
-		if o.frames >= 2 {
-			t.Rivals = append(t.Rivals, o.p.Name)
+	t := ScanTalker{Line: e.line, Frames: e.talkers[0].frames}
+	for _, o := range e.talkers {
+		if o.frames == t.Frames {
+			t.Profiles = append(t.Profiles, o.p.Name)
 		}
 	}
 	s.res.Talkers, s.res.Line = append(s.res.Talkers, t), e.line

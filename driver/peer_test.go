@@ -184,3 +184,33 @@ func TestPeerPymodbus(t *testing.T) {
 		})
 	}
 }
+
+// TestPeerScan: units that none of us wrote are found at their setting, among
+// others that are not there.
+func TestPeerScan(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"libmodbus", "pymodbus"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, b := ptyPair(t)
+			if name == "libmodbus" {
+				peer(t, libmodbus(t), "rtu", a)
+			} else {
+				peer(t, "/usr/bin/python3", "testdata/peer/pymodbus_rtu.py", a, "rtu")
+				time.Sleep(500 * time.Millisecond) // "ready" comes before its port is open
+			}
+			r, err := Scan(t.Context(), "rtu://"+b, ScanOptions{Lines: []string{"115200 8N1"}, IDs: []int{3, 16, 17, 18, 40}, Profiles: profiles(t)}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(r.Units) != 1 || r.Units[0].ID != 17 || r.Units[0].Answer != "registers" || r.Line != "115200 8N1" {
+				t.Errorf("%+v", r)
+			}
+			for _, u := range r.Units {
+				if u.Best > 0 {
+					t.Errorf("unit %d is taken for a %s", u.ID, u.Matches[0].Profile)
+				}
+			}
+		})
+	}
+}

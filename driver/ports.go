@@ -16,13 +16,13 @@ import (
 
 // Port is a serial port of this machine.
 type Port struct {
-	Path   string // /dev/ttyUSB0
-	ByID   string // /dev/serial/by-id/..., "" if udev made none
-	ByPath string // /dev/serial/by-path/..., "" if udev made none
-	Driver string // kernel driver, such as ftdi_sio
-	Vendor string // USB maker and product, as the adapter says
-	Serial string // USB serial number
-	Group  string // group of the device file, which a user must be in
+	Path   string `json:"path"`              // /dev/ttyUSB0
+	ByID   string `json:"by_id,omitempty"`   // /dev/serial/by-id/..., "" if udev made none
+	ByPath string `json:"by_path,omitempty"` // /dev/serial/by-path/..., "" if udev made none
+	Driver string `json:"driver,omitempty"`  // kernel driver, such as ftdi_sio
+	Vendor string `json:"vendor,omitempty"`  // USB maker and product, as the adapter says
+	Serial string `json:"serial,omitempty"`  // USB serial number
+	Group  string `json:"group,omitempty"`   // group of the device file, which a user must be in
 }
 
 // Ports lists the serial ports by reading sysfs alone: no port is opened, so
@@ -119,6 +119,40 @@ func groupName(gid uint32) string {
 	return id
 }
 
+// Rights says whether a user may open the port: "yes", or why not. "" is
+// whoever asks.
+func (p Port) Rights(name string) string {
+	var st unix.Stat_t
+	if err := unix.Stat(p.Path, &st); err != nil {
+		return "the device file is not there"
+	}
+	if name == "" {
+		if unix.Access(p.Path, unix.R_OK|unix.W_OK) == nil {
+			return "yes"
+		}
+		return fmt.Sprintf("no: not in group %s (mode %o)", groupName(st.Gid), st.Mode&0o777)
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return "there is no user " + name
+	}
+	groups, _ := u.GroupIds()
+	switch {
+	case u.Uid == "0", st.Mode&0o006 == 0o006,
+		st.Mode&0o600 == 0o600 && u.Uid == strconv.FormatUint(uint64(st.Uid), 10),
+		st.Mode&0o060 == 0o060 && slices.Contains(groups, strconv.FormatUint(uint64(st.Gid), 10)):
+		return "yes"
+	}
+	return fmt.Sprintf("no: not in group %s; sudo usermod -aG %s %s", groupName(st.Gid), groupName(st.Gid), name)
+}
+
+// Holder names the process that has the port open, as far as it can be seen;
+// "" if there is none.
+func (p Port) Holder() string {
+	name, _ := holder(p.Path)
+	return name
+}
+
 // permissionFacts says who may open the port, who we are, and what to do.
 func permissionFacts(path string) (seen, try string) {
 	var st unix.Stat_t
@@ -149,9 +183,18 @@ func permissionFacts(path string) (seen, try string) {
 
 // portHolder names the process that has the port open, as far as /proc tells.
 func portHolder(path string) string {
+	name, hidden := holder(path)
+	if name == "" && hidden {
+		return "the process that holds it belongs to another user; sudo fuser -v " + path + " names it"
+	}
+	return name
+}
+
+// holder names the process; hidden tells that some could not be looked at.
+func holder(path string) (name string, hidden bool) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return ""
+		return "", false
 	}
 	named := func(pid, does string) string {
 		name, _ := os.ReadFile("/proc/" + pid + "/comm")
@@ -161,26 +204,22 @@ func portHolder(path string) string {
 	switch pid := flockHolder(real); pid {
 	case "":
 	case self:
-		return "another line of this process has it open"
+		return "another line of this process has it open", false
 	default:
-		return named(pid, "holds it")
+		return named(pid, "holds it"), false
 	}
 	// No lock, but the exclusive flag of the terminal.
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	hidden := false
 	for _, fd := range fds {
 		target, err := os.Readlink(fd)
 		if errors.Is(err, fs.ErrPermission) {
 			hidden = true
 		}
 		if pid := strings.Split(fd, "/")[2]; target == real && pid != self {
-			return named(pid, "has it open")
+			return named(pid, "has it open"), false
 		}
 	}
-	if hidden {
-		return "the process that holds it belongs to another user; sudo fuser -v " + real + " names it"
-	}
-	return ""
+	return "", hidden
 }
 
 // flockHolder looks the lock up in /proc/locks, which anyone may read.

@@ -178,3 +178,49 @@ func rank(fits []candidate, heard *interview) (out []ScanMatch, best int) {
 	}
 	return out, best
 }
+
+// objectNames are the objects of function 43/14.
+var objectNames = [...]string{"vendor", "product code", "revision", "url", "product", "model", "application"}
+
+// identify asks every unit who it is.
+func (s *scan) identify(ctx context.Context) error {
+	s.say(ScanStep{Text: "asking for identification", Of: len(s.res.Units)})
+	for i := range s.res.Units {
+		u := &s.res.Units[i]
+		wait := max(s.o.Timeout, 2*u.RTT+50*time.Millisecond)
+		var gone error
+		id, _ := identify(s.at.kind, byte(u.ID), func(a *ask) ([]byte, error) { // not to know it is no failure
+			r, _, err := s.send(ctx, a, wait)
+			if ctx.Err() != nil || errors.Is(err, ErrGone) {
+				gone = err
+			}
+			return slices.Clone(r.data), err
+		})
+		if gone != nil {
+			return gone
+		}
+		u.Identity = map[string]string{}
+		for n, text := range id.Objects {
+			name := fmt.Sprintf("object %d", n)
+			if int(n) < len(objectNames) {
+				name = objectNames[n]
+			}
+			u.Identity[name] = printable(text)
+		}
+		if id.ID != nil {
+			u.Identity["server id"] = printable(string(id.ID))
+		}
+		s.say(ScanStep{Done: i + 1, Of: len(s.res.Units)})
+	}
+	return nil
+}
+
+// printable writes bytes that a device made up as text, others as numbers.
+func printable(s string) string {
+	for _, r := range s {
+		if r < ' ' || r > '~' {
+			return fmt.Sprintf("% x", s)
+		}
+	}
+	return s
+}

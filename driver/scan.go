@@ -17,6 +17,9 @@ type ScanOptions struct {
 	Likely  []int    // units that are asked at every line setting until one answers: 16 of IDs
 	Deep    bool     // ask all IDs at every line setting, and try unusual settings as well
 	Timeout time.Duration
+	// Identify asks every unit that was found for its identification, too
+	// (functions 43/14 and 17, which also only read).
+	Identify bool
 	// Profiles are what the units found are compared with, and what is
 	// listened for.
 	Profiles []*profile.Profile
@@ -58,6 +61,8 @@ type ScanUnit struct {
 	// nothing that was read parts them, 0 if no profile fits.
 	Matches []ScanMatch
 	Best    int
+	// Identity is what it says of itself, if asked: vendor, product, model ...
+	Identity map[string]string
 }
 
 // ScanMatch is a profile that fits, and why.
@@ -77,6 +82,16 @@ var usualLines = []string{
 
 // UsualLines returns the line settings that a scan tries.
 func UsualLines() []string { return slices.Clone(usualLines) }
+
+// CheckLine returns why one of the line settings is none.
+func CheckLine(settings ...string) error {
+	for _, s := range settings {
+		if _, err := parseLine(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // deepLines are the usual settings, then all others of the usual speeds.
 func deepLines() []string {
@@ -114,6 +129,7 @@ type scan struct {
 	mode  lineMode
 	late  map[byte]bool // units whose answer came after its time
 	owed  []owed        // requests without an answer, the newest last
+	began time.Time
 	res   ScanResult
 }
 
@@ -125,7 +141,7 @@ type owed struct {
 
 // Scan looks for devices on a port or behind an address that no Line of this
 // process has: connect is a connect string as in Options. It sends reads
-// (function codes 1 to 4) to single units and nothing else. say is told what
+// (function codes 1 to 4, with Identify also 17 and 43/14) to single units and nothing else. say is told what
 // goes on; it may be nil.
 //
 // The error is that of opening, ErrGone when the line vanished, code
@@ -241,13 +257,13 @@ func (s *scan) setIDs() error {
 
 // run does the whole scan and closes the stream.
 func (s *scan) run(ctx context.Context) (err error) {
-	began := time.Now()
+	s.began = time.Now()
 	defer func() {
 		if s.w.st != nil {
 			s.w.st.Close()
 			s.w.st = nil
 		}
-		s.res.Requests, s.res.Took = s.w.count.Requests, time.Since(began)
+		s.res.Requests, s.res.Took = s.w.count.Requests, time.Since(s.began)
 		if err != nil && errors.Is(context.Cause(ctx), errLeaseOver) {
 			s.res.Cut, err = true, nil
 		}
@@ -274,6 +290,11 @@ func (s *scan) run(ctx context.Context) (err error) {
 	}
 	if err := s.recognise(ctx); err != nil {
 		return err
+	}
+	if s.o.Identify {
+		if err := s.identify(ctx); err != nil {
+			return err
+		}
 	}
 	return s.settle(ctx)
 }
@@ -305,6 +326,11 @@ func (s *scan) ask(ctx context.Context, id int, t profile.Table, addr, count uin
 	if err != nil {
 		return r, false, err
 	}
+	return s.send(ctx, a, wait)
+}
+
+// send is ask for any request that changes nothing.
+func (s *scan) send(ctx context.Context, a *ask, wait time.Duration) (r result, answered bool, err error) {
 	for try := 0; ; try++ {
 		timeout := wait
 		if try == 0 { // the wire adds the time of the whole answer, which is not over when it begins
@@ -335,7 +361,7 @@ func (s *scan) ask(ctx context.Context, id int, t profile.Table, addr, count uin
 			s.w.dirty = false
 			s.owed = append(s.owed, owed{a, r.sent})
 			return r, false, err
-		case r.answered && try < 2:
+		case r.answered && try < 2 && a.fc <= 4:
 			wait = max(wait, scanSlow)
 			continue
 		}
@@ -421,7 +447,55 @@ func (s *scan) find(ctx context.Context) (bool, error) {
 			return true, nil
 		}
 	}
-	return false, nil
+	if err := s.set(s.modes[0]); err != nil {
+		return false, err
+	}
+	found, err := s.again(ctx, true)
+	if found {
+		s.res.Line, s.res.Asked = s.names[0], len(s.o.IDs)
+	}
+	return found, err
+}
+
+// Some devices (those built on libmodbus) take a request that another unit
+// leaves unanswered for the beginning of an exchange, and the next request for
+// its answer; after half a second of silence they know better.
+const (
+	scanHush = 600 * time.Millisecond
+	// againUntil is until when a scan takes the time for that.
+	againUntil = time.Minute
+)
+
+// again asks the likely units that were silent once more, each after a long
+// silence, and for input registers: some devices know nothing else. one ends
+// it with the first that answers.
+func (s *scan) again(ctx context.Context, one bool) (found bool, err error) {
+	if s.at.kind == kindTCP {
+		return false, nil
+	}
+	for _, id := range s.o.Likely[:min(len(s.o.Likely), likelyCount)] {
+		if s.has(id) || time.Since(s.began) > againUntil {
+			continue
+		}
+		if err := s.hush(ctx, time.Now().Add(scanHush)); err != nil {
+			return found, err
+		}
+		ok, err := s.alive(ctx, id, profile.Input, s.o.Timeout)
+		if found = found || ok; err != nil || ok && one {
+			return found, err
+		}
+	}
+	return found, nil
+}
+
+// hush listens without asking.
+func (s *scan) hush(ctx context.Context, until time.Time) error {
+	for time.Now().Before(until) && ctx.Err() == nil {
+		if err := s.w.hear(until); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 // anyone asks the likely units at one setting until one answers.
@@ -435,7 +509,6 @@ func (s *scan) anyone(ctx context.Context) (bool, error) {
 			return found, err
 		}
 	}
-	// Some devices know input registers only, and say nothing to anything else.
 	return s.alive(ctx, s.o.Likely[0], profile.Input, s.o.Timeout)
 }
 
@@ -458,13 +531,8 @@ func (s *scan) sweep(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, id := range s.o.Likely[:min(len(s.o.Likely), likelyCount)] {
-		if s.has(id) || s.at.kind == kindTCP {
-			continue
-		}
-		if _, err := s.alive(ctx, id, profile.Input, s.o.Timeout); err != nil {
-			return err
-		}
+	if _, err := s.again(ctx, false); err != nil {
+		return err
 	}
 	if _, err := s.belated(ctx); err != nil {
 		return err
@@ -515,11 +583,5 @@ func (s *scan) settle(ctx context.Context) error {
 	if s.at.kind == kindTCP || len(s.owed) == 0 {
 		return nil
 	}
-	end := s.owed[len(s.owed)-1].sent.Add(scanSlow / 2)
-	for time.Now().Before(end) && ctx.Err() == nil {
-		if err := s.w.hear(end); err != nil {
-			return err
-		}
-	}
-	return ctx.Err()
+	return s.hush(ctx, s.owed[len(s.owed)-1].sent.Add(scanSlow/2))
 }

@@ -396,7 +396,7 @@ func TestScanTalker(t *testing.T) {
 				if len(s.res.Talkers) != 1 || s.res.Talkers[0].Line != p.Line || s.res.Line != p.Line {
 					t.Fatalf("%+v at %q, want %s at %s", s.res.Talkers, s.res.Line, name, p.Line)
 				}
-				if tk := s.res.Talkers[0]; tk.Profile != name && !slices.Contains(tk.Rivals, name) {
+				if tk := s.res.Talkers[0]; !slices.Contains(tk.Profiles, name) {
 					t.Errorf("%+v, want %s", tk, name)
 				}
 				if len(c.sent) != 0 {

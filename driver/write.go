@@ -303,47 +303,53 @@ type Identity struct {
 // Identify asks a unit who it is: the basic and regular objects of function
 // 43/14, and function 17. Devices need not know either; the error is that of
 // the last one if neither was answered.
-func (l *Line) Identify(ctx context.Context, unit uint8) (Identity, error) {
+func (l *Line) Identify(ctx context.Context, unit uint8) (id Identity, err error) {
+	err = l.asTechnician(ctx, func() (err error) {
+		id, err = identify(l.at.kind, unit, func(a *ask) ([]byte, error) {
+			r, err := l.request(ctx, "identify", unit, a)
+			return r.Data, err
+		})
+		return err
+	})
+	return id, err
+}
+
+// identify asks with a function that makes one exchange. The error is that of
+// the last one if nothing was answered.
+func identify(k kind, unit uint8, exchange func(*ask) ([]byte, error)) (Identity, error) {
 	id := Identity{Objects: map[uint8]string{}}
 	var failed error
-	err := l.asTechnician(ctx, func() error {
-		for code := byte(1); code <= 2; code++ { // basic, regular
-			next := byte(0)
-			for range 8 { // parts of a long list
-				a := &ask{unit: unit, fc: 43, free: true}
-				if err := a.encode(packager(l.at.kind, unit), l.at.kind, []byte{14, code, next}, 64); err != nil {
-					return err
-				}
-				r, err := l.request(ctx, "identify", unit, a)
-				if err != nil {
-					failed = err
-					break
-				}
-				more := byte(0)
-				if more, next = objects(r.Data, id.Objects); more == 0 {
-					break
-				}
+	for code := byte(1); code <= 2 && failed == nil; code++ { // basic, regular
+		next := byte(0)
+		for range 8 { // parts of a long list
+			a := &ask{unit: unit, fc: 43, free: true}
+			if err := a.encode(packager(k, unit), k, []byte{14, code, next}, 64); err != nil {
+				return id, err
 			}
-			if failed != nil {
+			data, err := exchange(a)
+			if failed = err; err != nil {
+				break
+			}
+			more := byte(0)
+			if more, next = objects(data, id.Objects); more == 0 {
 				break
 			}
 		}
-		a := &ask{unit: unit, fc: 17, free: true}
-		if err := a.encode(packager(l.at.kind, unit), l.at.kind, nil, 64); err != nil {
-			return err
-		}
-		r, err := l.request(ctx, "identify", unit, a)
-		if err == nil {
-			id.ID = r.Data
-		} else {
-			failed = err
-		}
-		return nil
-	})
-	if err == nil && len(id.Objects) == 0 && id.ID == nil {
-		err = failed
 	}
-	return id, err
+	a := &ask{unit: unit, fc: 17, free: true}
+	if err := a.encode(packager(k, unit), k, nil, 64); err != nil {
+		return id, err
+	}
+	data, err := exchange(a)
+	if err == nil {
+		id.ID = data
+	} else {
+		failed = err
+	}
+	if len(id.Objects) == 0 && id.ID == nil {
+		return id, failed
+	}
+	return id, nil
 }
 
 // objects takes the objects out of the data of an answer to 43/14: MEI type,

@@ -145,8 +145,8 @@ func (a *app) root() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("setup", a.checkCmd(), a.uplinkCmd(), a.demoCmd())
-	add("cabinet", a.readCmd(), a.writeCmd(), a.watchCmd(), a.profileCmd())
+	add("setup", a.checkCmd(), a.uplinkCmd(), a.demoCmd(), a.simCmd())
+	add("cabinet", a.scanCmd(), a.readCmd(), a.writeCmd(), a.watchCmd(), a.profileCmd())
 	add("well", a.statusCmd(), a.bufferCmd(), a.verifyCmd())
 	add("service", a.runCmd())
 	root.AddCommand(a.versionCmd(), exitCodesTopic())

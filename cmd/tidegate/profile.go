@@ -4,11 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"tidegate/config"
 	"tidegate/driver/profile"
 	"tidegate/internal/status"
 )
@@ -71,11 +71,7 @@ func (a *app) profileCmd() *cobra.Command {
 // library is the built-in profiles with those in the folder "profiles"
 // beside the configuration.
 func (a *app) library() (*profile.Library, error) {
-	dir := filepath.Join(filepath.Dir(a.configPath()), "profiles")
-	if fi, err := os.Stat(dir); err == nil && fi.IsDir() {
-		return profile.Load(os.DirFS(dir))
-	}
-	return profile.Load()
+	return config.Library(a.configPath())
 }
 
 func (a *app) profileList(words []string) error {

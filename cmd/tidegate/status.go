@@ -92,7 +92,7 @@ func writeStatus(w io.Writer, s status.Snapshot) {
 		row(w, "", "", fmt.Sprintf("%d tombstones waiting to be delivered", b.Tombstones))
 	}
 	for _, bus := range s.Buses {
-		writeBus(w, bus)
+		writeBus(w, bus, s.At)
 	}
 	sync := "synchronised"
 	if !s.Clock.Synced {
@@ -129,7 +129,7 @@ func uplinkLine(u status.Uplink, now int64) string {
 	return t
 }
 
-func writeBus(w io.Writer, bus status.Bus) {
+func writeBus(w io.Writer, bus status.Bus, now int64) {
 	ok, bad := 0, 0
 	for _, d := range bus.Devices {
 		if d.State == status.OK {
@@ -143,7 +143,9 @@ func writeBus(w io.Writer, bus status.Bus) {
 		text += fmt.Sprintf(", %d not", bad)
 	}
 	text += fmt.Sprintf(", %.1f %% errors, load %.0f %%", 100*bus.ErrRate, 100*bus.Load)
-	if bus.State != "open" {
+	if bus.Lease != nil {
+		text += fmt.Sprintf(", lent to %s, back within %s", bus.Lease.By, age(bus.Lease.Until-now))
+	} else if bus.State != "open" {
 		text += ", " + bus.State
 	}
 	row(w, bus.Name, word(bad == 0 && bus.State == "open"), text)

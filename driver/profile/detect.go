@@ -135,12 +135,18 @@ func sameValue(v telemetry.Value, is string) bool {
 	return ok && err == nil && got.Cmp(want) == 0
 }
 
-// Explains says whether this profile, too, has a point where the sign looks,
-// written in the same way, for which the answer is a good value: then the
-// sign does not part the two.
+// Explains says whether what the sign saw fits this profile, too: it has a
+// point written in the same way there for which the answer is a good value,
+// or the sign looks at a part of a larger point. Then the sign does not part
+// the two.
 func (p *Profile) Explains(s *Sign, data []byte) bool {
 	for i := range p.codecs {
-		if !p.codecs[i].sameCell(&s.probe.codecs[0]) {
+		c := &p.codecs[i]
+		if c.table == s.Request.Table && c.count > s.Request.Count && c.addr <= s.Request.Address &&
+			int(c.addr)+int(c.count) >= int(s.Request.Address)+int(s.Request.Count) {
+			return true
+		}
+		if !c.sameCell(&s.probe.codecs[0]) {
 			continue
 		}
 		r, err := p.PointRequest(i)

@@ -49,6 +49,9 @@ func TestExplains(t *testing.T) {
 	if get(t, "eastron-sdm630").Explains(&voltage, f32(9000)) {
 		t.Error("9000 V is not explained by a range to 500")
 	}
+	if half := get(t, "omega-os-mini").Signs()[0]; !get(t, "eastron-sdm120").Explains(&half, []byte{0x1f, 0x40}) {
+		t.Error("input 7 is the half of a current")
+	}
 	if get(t, "pzem-016").Explains(&voltage, f32(230)) {
 		t.Error("the PZEM has an u16 there")
 	}

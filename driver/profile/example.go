@@ -171,6 +171,26 @@ func (p *Profile) within(r Request) (points []int) {
 }
 
 func (e *Example) decodeSerial(p *Profile) (out []telemetry.Reading) {
+	frame := func(raw []byte) { out = p.DecodeFrame(raw, 0, out) }
+	s := p.NewScanner()
+	s.Feed(e.stream(p), frame)
+	s.Flush(frame)
+	return out
+}
+
+// Recordings returns the bytes of the examples of a serial device that hold
+// readings, as they come over the line.
+func (p *Profile) Recordings() (out [][]byte) {
+	for i := range p.Examples {
+		if e := &p.Examples[i]; p.Frames != nil && !e.Reject && len(e.decodeSerial(p)) > 0 {
+			out = append(out, e.stream(p))
+		}
+	}
+	return out
+}
+
+// stream is a serial example as it comes over the line.
+func (e *Example) stream(p *Profile) []byte {
 	stream := []byte(e.Frame)
 	if e.Text != "" && p.raw.obis {
 		stream = []byte(strings.ReplaceAll(e.Text, "\n", "\r\n"))
@@ -184,11 +204,7 @@ func (e *Example) decodeSerial(p *Profile) (out []telemetry.Reading) {
 		}
 		stream = []byte(end + e.Text + end)
 	}
-	frame := func(raw []byte) { out = p.DecodeFrame(raw, 0, out) }
-	s := p.NewScanner()
-	s.Feed(stream, frame)
-	s.Flush(frame)
-	return out
+	return stream
 }
 
 // exception is the code of an exception answer.

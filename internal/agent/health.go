@@ -206,6 +206,11 @@ func (h *health) reasons(now time.Time) []status.Reason {
 	}
 	for _, l := range h.a.lines {
 		s := l.Stats()
+		if s.Lease != nil {
+			add("bus-leased", s.Name, fmt.Sprintf("%s is lent to a %s: nothing is polled, for at most another %v", s.Name, s.Lease.By,
+				max(s.Lease.Until.Sub(now), 0).Round(time.Second)))
+			continue
+		}
 		if s.State == "gone" {
 			add(codeOf(s.Err), s.Name, errText(s.Err))
 			continue

@@ -83,6 +83,9 @@ func bufferOf(q *buffer.Queue, now time.Time) status.Buffer {
 func busOf(l driver.Stats, o *driver.Options, started, now time.Time) status.Bus {
 	b := status.Bus{Name: l.Name, Connect: l.Connect, State: l.State, Since: l.Since.UnixMilli(), Load: l.Load,
 		Stray: l.Stray, Devices: []status.Device{}}
+	if l.Lease != nil {
+		b.Lease = &status.Lease{By: l.Lease.By, Since: l.Lease.Since.UnixMilli(), Until: l.Lease.Until.UnixMilli()}
+	}
 	if l.Err != nil {
 		b.Code, b.Error = codeOf(l.Err), errText(l.Err)
 	}

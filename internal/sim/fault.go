@@ -1,7 +1,11 @@
 package sim
 
 import (
+	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -77,4 +81,83 @@ func Random(seed uint64, share float64, faults ...Fault) Plan {
 // others none.
 func At(faults map[int]Fault) Plan {
 	return func(r Request) Fault { return faults[r.N] }
+}
+
+// Rule gives a share of the answers of one unit, or of all, a fault.
+type Rule struct {
+	Fault
+	Unit  int     // 0: all
+	Share float64 // 0 to 1
+}
+
+// ParseRule reads KIND[:VALUE][:SHARE][@UNIT], such as silent, late:300ms,
+// garble:0.01, exception:2, exception:4:0.1 or silent@7. VALUE is a time for
+// late, doubled and split, and a code for exception.
+func ParseRule(s string) (Rule, error) {
+	r := Rule{Share: 1}
+	bad := func(format string, args ...any) (Rule, error) {
+		return Rule{}, fmt.Errorf("fault %q: %s", s, fmt.Sprintf(format, args...))
+	}
+	what, unit, at := strings.Cut(s, "@")
+	if at {
+		n, err := strconv.Atoi(unit)
+		if err != nil || n < 1 || n > 255 {
+			return bad("%q is no unit", unit)
+		}
+		r.Unit = n
+	}
+	parts := strings.Split(what, ":")
+	name := parts[0]
+	if full, ok := map[string]string{"garble": "garbled", "off": "silent", "noise": "noise-before"}[name]; ok {
+		name = full
+	}
+	k := slices.Index(faultNames[:], name)
+	if k <= int(None) {
+		return bad("the kinds are %s", strings.Join(faultNames[1:], ", "))
+	}
+	r.Kind = FaultKind(k)
+	rest := parts[1:]
+	var err error
+	switch r.Kind {
+	case Late, Doubled, Split:
+		r.Delay = 300 * time.Millisecond
+		if len(rest) > 0 {
+			if r.Delay, err = time.ParseDuration(rest[0]); err != nil || r.Delay < 0 {
+				return bad("%q is no time such as 300ms", rest[0])
+			}
+			rest = rest[1:]
+		}
+	case Exception:
+		if len(rest) > 0 {
+			n, err := strconv.ParseUint(rest[0], 10, 8)
+			if err != nil || n == 0 {
+				return bad("%q is no exception code", rest[0])
+			}
+			r.Code, rest = byte(n), rest[1:]
+		}
+	}
+	if len(rest) > 0 {
+		if r.Share, err = strconv.ParseFloat(rest[0], 64); err != nil || r.Share <= 0 || r.Share > 1 {
+			return bad("%q is no share above 0 and up to 1", rest[0])
+		}
+		rest = rest[1:]
+	}
+	if len(rest) > 0 {
+		return bad("%q is too much", strings.Join(rest, ":"))
+	}
+	return r, nil
+}
+
+// Rules returns a plan that gives each request the fault of the first rule
+// that hits it; the same seed gives the same faults to the same sequence.
+func Rules(seed uint64, rules ...Rule) Plan {
+	rng := rand.New(rand.NewPCG(seed, 0x7469646567617465))
+	return func(q Request) Fault {
+		for _, r := range rules {
+			if (r.Unit == 0 || r.Unit == int(q.Unit)) && (r.Share >= 1 || rng.Float64() < r.Share) {
+				return r.Fault
+			}
+		}
+		return Fault{}
+	}
 }

@@ -26,9 +26,10 @@ type Meter struct {
 // signal is the course of one point.
 type signal struct {
 	middle, swing, noise float64
-	period, phase        float64 // seconds, radians
-	rate                 float64 // of counters, per second
-	fixed                bool    // a scale factor: always 0
+	period, phase        float64         // seconds, radians
+	rate                 float64         // of counters, per second
+	fixed                bool            // a scale factor: always 0
+	held                 telemetry.Value // it stays at this value, if it is one
 	seed                 uint64
 	decimals             int
 }
@@ -69,6 +70,28 @@ func NewMeter(p *profile.Profile, seed uint64, start time.Time) (*Meter, error) 
 	}
 	m.join()
 	return m, m.Fill(m.memory)
+}
+
+// Hold keeps a point at a value, which is written as a person writes it.
+func (m *Meter) Hold(point, value string) error {
+	i, v, err := heldValue(m.profile, point, value)
+	if err == nil {
+		_, err = m.profile.Encode(i, v)
+	}
+	if err != nil {
+		return err
+	}
+	m.points[i].held = v
+	return nil
+}
+
+func heldValue(p *profile.Profile, point, value string) (int, telemetry.Value, error) {
+	i := slices.IndexFunc(p.Points, func(pt profile.Point) bool { return pt.Name == point })
+	if i < 0 {
+		return 0, telemetry.Value{}, fmt.Errorf("profile %s has no point %q", p.Name, point)
+	}
+	v, err := p.ParseValue(i, value)
+	return i, v, err
 }
 
 // join makes one stretch of points that share registers.
@@ -217,6 +240,8 @@ func (m *Meter) encode(i int, now time.Time) ([]byte, error) {
 	sec := now.Unix()
 	var v telemetry.Value
 	switch {
+	case s.held.Kind() != telemetry.None:
+		v = s.held
 	case s.fixed:
 		v = telemetry.IntValue(0, 0)
 	case len(pt.Enum) > 0:

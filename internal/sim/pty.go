@@ -57,6 +57,55 @@ func OpenPTY() (master *os.File, slavePath string, err error) {
 	return master, slavePath, nil
 }
 
+// OpenPort opens a serial port, or one end of a pair of ptys, in raw mode at a
+// line setting such as 9600 8E1.
+func OpenPort(path, setting string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOCTTY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	var t syscall.Termios
+	if err := ioctl(f, syscall.TCGETS, unsafe.Pointer(&t)); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("sim: %s is no serial port: %w", path, err)
+	}
+	baud, format, _ := strings.Cut(setting, " ")
+	n, err := strconv.Atoi(baud)
+	code := uint32(0)
+	for c, b := range speeds {
+		if b == n {
+			code = c
+		}
+	}
+	if err != nil || code == 0 || len(format) != 3 || format[0] != '8' && format[0] != '7' {
+		f.Close()
+		return nil, fmt.Errorf("sim: %q is no line setting such as 9600 8E1", setting)
+	}
+	t.Iflag, t.Oflag, t.Lflag = 0, 0, 0
+	t.Cflag = t.Cflag&^(cbaud|syscall.CSIZE|syscall.PARENB|syscall.PARODD|syscall.CSTOPB) | syscall.CREAD | syscall.CLOCAL
+	t.Cflag |= code
+	if format[0] == '7' {
+		t.Cflag |= syscall.CS7
+	} else {
+		t.Cflag |= syscall.CS8
+	}
+	switch format[1] {
+	case 'E':
+		t.Cflag |= syscall.PARENB
+	case 'O':
+		t.Cflag |= syscall.PARENB | syscall.PARODD
+	}
+	if format[2] == '2' {
+		t.Cflag |= syscall.CSTOPB
+	}
+	t.Cc[syscall.VMIN], t.Cc[syscall.VTIME] = 1, 0
+	if err := ioctl(f, syscall.TCSETS, unsafe.Pointer(&t)); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("sim: settings of %s: %w", path, err)
+	}
+	return f, nil
+}
+
 // speeds are the codes of the usual speeds.
 var speeds = map[uint32]int{syscall.B300: 300, syscall.B600: 600, syscall.B1200: 1200, syscall.B2400: 2400,
 	syscall.B4800: 4800, syscall.B9600: 9600, syscall.B19200: 19200, syscall.B38400: 38400,

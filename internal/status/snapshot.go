@@ -116,7 +116,15 @@ type Bus struct {
 	Stray   uint64   `json:"stray"`    // frames that answered nobody's question
 	Code    string   `json:"error_code,omitempty"`
 	Error   string   `json:"error,omitempty"`
+	Lease   *Lease   `json:"lease,omitempty"` // nothing is polled: it is lent
 	Devices []Device `json:"devices"`
+}
+
+// Lease says to whom a bus is lent, and until when at most.
+type Lease struct {
+	By    string `json:"by"`    // scan
+	Since int64  `json:"since"` // Unix ms
+	Until int64  `json:"until"`
 }
 
 // Device is the state of one instrument.
@@ -357,6 +365,8 @@ type API interface {
 	Read(ctx context.Context, r ReadRequest) (ReadReply, error)
 	// Write writes to a device; who is the user at the other end of the socket.
 	Write(ctx context.Context, who string, r WriteRequest) (WriteReply, error)
+	// Scan looks for devices on a bus. It ends with ctx.
+	Scan(ctx context.Context, q ScanRequest, tell func(ScanEvent)) error
 	// Peek returns the n newest batches that wait, oldest first, with their readings.
 	Peek(ctx context.Context, n int, device string) ([]Batch, error)
 	// Export walks what waits in the buffer and removes nothing.

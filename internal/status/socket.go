@@ -106,6 +106,7 @@ func handler(api API) http.Handler {
 		v, err := api.Write(r.Context(), caller(r.Context()), q)
 		reply(w, v, err)
 	})
+	mux.HandleFunc("POST /scan", func(w http.ResponseWriter, r *http.Request) { serveScan(w, r, api) })
 	mux.HandleFunc("GET /buffer/peek", func(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.Atoi(r.URL.Query().Get("last"))
 		if err != nil || n < 1 || n > 10000 {

@@ -48,6 +48,28 @@ func (fake) Export(_ context.Context, q ExportQuery, line func(ExportLine) error
 	}
 	return nil
 }
+
+// Scan of the bus "endless" ends with its client; scanEnded tells.
+func (fake) Scan(ctx context.Context, q ScanRequest, tell func(ScanEvent)) error {
+	switch q.Bus {
+	case "nobody":
+		return &Failure{Code: "no-such-name", What: "there is no bus", Exit: 64}
+	case "silent":
+		tell(ScanEvent{Result: &Scan{Asked: 5}})
+		return &Failure{Code: "bus-silent", What: "nobody answers"}
+	case "endless":
+		tell(ScanEvent{Text: "asking"})
+		<-ctx.Done()
+		scanEnded <- struct{}{}
+		return ctx.Err()
+	}
+	tell(ScanEvent{Done: 1, Of: 2})
+	tell(ScanEvent{Result: &Scan{Units: []ScanUnit{{ID: q.IDs[0]}}}})
+	return nil
+}
+
+var scanEnded = make(chan struct{}, 1)
+
 func (fake) CheckBuffer(context.Context) (BufferCheck, error) { return BufferCheck{Batches: 7}, nil }
 func (fake) TestUplink(context.Context) []Step                { return []Step{{Name: "dns", State: OK}} }
 
@@ -103,6 +125,31 @@ func TestSocket(t *testing.T) {
 	}
 	if _, err := c.Peek(ctx, 0, ""); !errors.As(err, &f) {
 		t.Errorf("peek 0: %v", err)
+	}
+	var events []ScanEvent
+	if err := c.Scan(ctx, ScanRequest{Bus: "b", IDs: []int{9}}, func(e ScanEvent) { events = append(events, e) }); err != nil ||
+		len(events) != 2 || events[0].Of != 2 || events[1].Result.Units[0].ID != 9 {
+		t.Errorf("scan %+v, %v", events, err)
+	}
+	if err := c.Scan(ctx, ScanRequest{Bus: "nobody"}, func(ScanEvent) {}); !errors.As(err, &f) || f.Exit != 64 {
+		t.Errorf("scan of no bus: %v", err)
+	}
+	asked := 0
+	if err := c.Scan(ctx, ScanRequest{Bus: "silent"}, func(e ScanEvent) {
+		if e.Result != nil {
+			asked = e.Result.Asked
+		}
+	}); !errors.As(err, &f) || f.Code != "bus-silent" || asked != 5 {
+		t.Errorf("scan of a silent bus: %d asked, %v", asked, err)
+	}
+	gone, leave := context.WithCancel(ctx)
+	if err := c.Scan(gone, ScanRequest{Bus: "endless"}, func(ScanEvent) { leave() }); !errors.Is(err, context.Canceled) {
+		t.Errorf("scan whose client left: %v", err)
+	}
+	select {
+	case <-scanEnded:
+	case <-time.After(5 * time.Second):
+		t.Error("the scan goes on though its client has left")
 	}
 	n := uint64(0)
 	if err := c.Export(ctx, ExportQuery{Since: -5, Until: 7}, func(l ExportLine) error {

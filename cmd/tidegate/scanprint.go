@@ -1,0 +1,237 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"tidegate/driver"
+	"tidegate/internal/status"
+)
+
+// progress shows how far a scan is: a line that is redrawn on a terminal,
+// else a line every ten seconds.
+type progress struct {
+	w     io.Writer
+	live  bool
+	began time.Time
+	said  time.Time
+	text  string
+	drawn bool
+}
+
+func (p *progress) show(e status.ScanEvent) {
+	switch {
+	case e.Text != "" && e.Of > 0 && strings.HasPrefix(e.Text, "asking ") && e.Done > 0 && !p.live:
+		p.text = e.Text // one of the settings: a line every ten seconds is enough
+	case e.Text != "":
+		p.note(e.Text)
+		p.text = e.Text
+		return
+	}
+	if e.Of == 0 {
+		return
+	}
+	if p.live {
+		fmt.Fprintf(p.w, "\r  [%-30s] %d/%d  %.0f s ", strings.Repeat("#", 30*e.Done/e.Of), e.Done, e.Of, time.Since(p.began).Seconds())
+		p.drawn = true
+		return
+	}
+	if now := time.Now(); now.Sub(p.said) >= 10*time.Second {
+		p.said = now
+		fmt.Fprintf(p.w, "%s: %d of %d after %.0f s\n", p.text, e.Done, e.Of, now.Sub(p.began).Seconds())
+	}
+}
+
+func (p *progress) note(text string) {
+	p.end()
+	fmt.Fprintln(p.w, text)
+	p.said = time.Now()
+}
+
+// end leaves the line that is redrawn.
+func (p *progress) end() {
+	if p.drawn {
+		fmt.Fprint(p.w, "\r\x1b[K")
+		p.drawn = false
+	}
+}
+
+// printScan prints what was found in 80 columns.
+func printScan(w io.Writer, target string, r *status.Scan) {
+	if len(r.Units)+len(r.Talkers) == 0 {
+		return
+	}
+	rows := [][]string{}
+	if len(r.Units) > 0 {
+		rows = append(rows, []string{"UNIT", "REPLY", "ANSWER", "PROFILE (evidence)"})
+	}
+	for _, u := range r.Units {
+		id := fmt.Sprint(u.ID)
+		if r.AnyID {
+			id = "any"
+		}
+		what := "unknown (alive; no profile matched)"
+		switch {
+		case u.Profile != "":
+			what = fmt.Sprintf("%s (%d/%d: %s)", u.Profile, len(u.Evidence), len(u.Evidence), strings.Join(u.Evidence, ", "))
+		case len(u.Ties) > 0:
+			what = fmt.Sprintf("%s (%s)", strings.Join(u.Ties, " or "), strings.Join(u.Evidence, ", "))
+		}
+		if len(u.Rivals) > 0 {
+			what += "; less likely " + strings.Join(u.Rivals, ", ")
+		}
+		if u.Slow {
+			what += "; slow: give it timeout: 1s"
+		}
+		rows = append(rows, []string{id, fmt.Sprintf("%.0f ms", u.RTTMS), u.Answer, what})
+		for _, k := range slices.Sorted(maps.Keys(u.Identity)) {
+			rows = append(rows, []string{"", "", "", k + ": " + u.Identity[k]})
+		}
+	}
+	table(w, rows)
+	for _, t := range r.Talkers {
+		text := fmt.Sprintf("talks by itself at %s: %s (%s)", t.Line, t.Profile+strings.Join(t.Ties, " or "), count(int64(t.Frames), "good frame"))
+		fmt.Fprintln(w, status.Wrap(text, 80, "  "))
+	}
+	line := ""
+	if r.Line.Baud > 0 {
+		line = fmt.Sprintf(" at %d %s", r.Line.Baud, r.Line.Mode)
+	}
+	fmt.Fprintln(w, status.Wrap(fmt.Sprintf("%s: %s%s, %.0f s, %d reads", target, count(int64(len(r.Units)+len(r.Talkers)), "device"), line, r.Seconds, r.Requests), 80, "  "))
+	if r.AnyID {
+		fmt.Fprintln(w, "it answers to every unit id")
+	}
+	if r.Cut {
+		fmt.Fprintln(w, "the time was over before the scan was: there may be more (--pause 5m)")
+	}
+	if len(r.Units) > 0 {
+		fmt.Fprintln(w, status.Wrap("for tidegate.yaml: the same with --config; or look at registers:\n"+
+			fmt.Sprintf("  tidegate read %s --unit %d holding:0+4 --as all%s", strings.Replace(r.Connect, "://", ":", 1), r.Units[0].ID, lineFlags(r)), 80, "      "))
+	}
+}
+
+// lineFlags are the flags of read for the setting that was found.
+func lineFlags(r *status.Scan) string {
+	if r.Line.Baud == 0 || r.Line.Baud == 9600 && r.Line.Mode == "8N1" {
+		return ""
+	}
+	return fmt.Sprintf(" --baud %d --mode %s", r.Line.Baud, r.Line.Mode)
+}
+
+// configBlock gathers what was found as the block `buses:` of a configuration.
+type configBlock struct {
+	b     strings.Builder
+	buses int
+	names map[string]bool
+}
+
+// name makes a device name that is not taken yet.
+func (c *configBlock) name(s string) string {
+	if c.names == nil {
+		c.names = map[string]bool{}
+	}
+	out := s
+	for n := 2; c.names[out]; n++ {
+		out = fmt.Sprintf("%s-%d", s, n)
+	}
+	c.names[out] = true
+	return out
+}
+
+func (c *configBlock) add(r *status.Scan) {
+	if len(r.Units)+len(r.Talkers) == 0 {
+		return
+	}
+	bus := r.Bus
+	if bus == "" {
+		bus = "bus-" + string(rune('a'+c.buses%26))
+		if c.buses >= 26 {
+			bus = fmt.Sprintf("bus-%d", c.buses+1)
+		}
+	}
+	c.buses++
+	connect := stableName(r.Connect)
+	if len(r.Talkers) > 0 {
+		_, rest, _ := strings.Cut(connect, "://")
+		connect = "serial://" + rest
+	}
+	p := func(format string, args ...any) { fmt.Fprintf(&c.b, format+"\n", args...) }
+	p("  %s:", bus)
+	p("    connect: %s", connect)
+	if r.Line.Baud > 0 {
+		p("    line: %d %s", r.Line.Baud, r.Line.Mode)
+	}
+	p("    devices:")
+	for _, u := range r.Units {
+		name := "unit"
+		if u.Profile != "" {
+			name = u.Profile
+		}
+		p("      %s:", c.name(fmt.Sprintf("%s-%d", name, u.ID)))
+		switch {
+		case u.Profile != "":
+			p("        profile: %s  # %s", u.Profile, strings.Join(u.Evidence, ", "))
+		case len(u.Ties) > 0:
+			p("        # These answer alike: %s.", strings.Join(u.Evidence, ", "))
+			p("        # Keep the line of the model that is printed on the device, and remove points:")
+			for _, t := range u.Ties {
+				p("        # profile: %s", t)
+			}
+		default:
+			p("        # It answers with %s; no profile matched.", u.Answer)
+		}
+		if u.Slow {
+			p("        timeout: 1s")
+		}
+		p("        unit: %d", u.ID)
+		if u.Profile == "" {
+			p("        points: {holding_0: {holding: 0}}  # to be replaced")
+		}
+	}
+	for _, t := range r.Talkers {
+		if t.Profile != "" {
+			p("      %s: {profile: %s}", c.name(t.Profile), t.Profile)
+			continue
+		}
+		p("      %s:", c.name("talker"))
+		p("        # These can read its frames. Keep the line of the model that is printed")
+		p("        # on the device, and remove frames: and points:")
+		for _, o := range t.Ties {
+			p("        # profile: %s", o)
+		}
+		p("        frames: {kind: line}  # to be replaced")
+		p("        points: {field_0: {field: 0}}")
+	}
+}
+
+func (c *configBlock) text() string {
+	if c.b.Len() == 0 {
+		return ""
+	}
+	return "buses:\n" + c.b.String()
+}
+
+// stableName writes a port by the name that stays the same when adapters are
+// plugged in another order.
+func stableName(connect string) string {
+	scheme, path, _ := strings.Cut(connect, "://")
+	if !strings.HasPrefix(path, "/dev/") || strings.HasPrefix(path, "/dev/serial/") {
+		return connect
+	}
+	ports, err := driver.Ports()
+	if err != nil {
+		return connect
+	}
+	real, err := filepath.EvalSymlinks(path)
+	for _, p := range ports {
+		if err == nil && p.Path == real && p.ByID != "" {
+			return scheme + "://" + p.ByID
+		}
+	}
+	return connect
+}
