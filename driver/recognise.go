@@ -33,6 +33,10 @@ type interview struct {
 	data   map[place][]byte // nil: refused or silent
 	unable [5]bool          // tables whose function the unit does not know
 	silent int              // reads in a row without an answer
+	// patience is how many reads without an answer are repeated: a busy line
+	// loses one now and then, and a device that is silent where it has no
+	// register is not waited for thirty times.
+	patience int
 }
 
 // crowd is how many units are compared with every profile. Of more, a unit
@@ -57,7 +61,7 @@ func (s *scan) recognise(ctx context.Context) error {
 	for i := range s.res.Units {
 		s.say(ScanStep{Done: i, Of: len(s.res.Units)})
 		u := &s.res.Units[i]
-		heard := &interview{id: u.ID, wait: max(s.o.Timeout, 2*u.RTT+50*time.Millisecond), data: map[place][]byte{}}
+		heard := &interview{id: u.ID, wait: max(s.o.Timeout, 2*u.RTT+50*time.Millisecond), data: map[place][]byte{}, patience: 3}
 		likely, rest := all, []candidate(nil)
 		if i >= crowd {
 			likely, rest = nil, nil
@@ -118,6 +122,20 @@ func (s *scan) read(ctx context.Context, heard *interview, at place) ([]byte, er
 		return nil, nil
 	}
 	r, answered, err := s.ask(ctx, heard.id, at.table, at.addr, at.count, heard.wait)
+	for try := 0; !answered && ctx.Err() == nil && !errors.Is(err, ErrGone); try++ {
+		// A late answer would look like that to the next read of this unit.
+		if err := s.hush(ctx, time.Now().Add(3*heard.wait)); err != nil {
+			return nil, err
+		}
+		if try > 0 || heard.patience == 0 {
+			break
+		}
+		heard.patience--
+		r, answered, err = s.ask(ctx, heard.id, at.table, at.addr, at.count, scanSlow/2)
+		if answered && r.got.Sub(r.sent) > heard.wait {
+			heard.wait = scanSlow / 2
+		}
+	}
 	var x Exception
 	switch {
 	case err == nil:

@@ -457,3 +457,38 @@ func TestScanOptions(t *testing.T) {
 		t.Errorf("%d deep settings", n)
 	}
 }
+
+// TestScanLateEvidence: the late answer to one read is never taken for the
+// answer to the next one of the same unit, function and size.
+func TestScanLateEvidence(t *testing.T) {
+	for _, late := range []time.Duration{105, 150, 210, 260, 310} {
+		synctest.Test(t, func(t *testing.T) {
+			u := sim.NewSlave().Unit(1)
+			c := &cable{t: t, setting: mode(t, "9600 8N1"), slow: map[byte]time.Duration{1: late * time.Millisecond}, units: map[byte]*sim.Unit{1: u}}
+			for a := range 40 {
+				u.Set(profile.Input, uint16(a), uint16(1000+a))
+			}
+			at, _ := parseConnect("rtu:///dev/cable")
+			s, err := newScan(at, "rtu:///dev/cable", ScanOptions{IDs: []int{1}}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.mode, s.mode = c.setting, c.setting
+			s.w.char, s.w.gap = c.mode.char(), c.mode.silence()
+			s.w.attach(c, time.Now())
+			heard := &interview{id: 1, wait: 100 * time.Millisecond, data: map[place][]byte{}, patience: 2}
+			for a := range 40 {
+				data, err := s.read(t.Context(), heard, place{profile.Input, uint16(a), 1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if a > 8 {
+					heard.wait, heard.silent, heard.patience = 100*time.Millisecond, 0, 0
+				}
+				if data != nil && int(binary.BigEndian.Uint16(data)) != 1000+a {
+					t.Errorf("answers after %v ms: input %d reads %d", int(late), a, binary.BigEndian.Uint16(data))
+				}
+			}
+		})
+	}
+}
