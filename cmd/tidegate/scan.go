@@ -142,8 +142,12 @@ func (a *app) scan(ctx context.Context, targets []string, f *scanFlags) error {
 func (a *app) scanOne(ctx context.Context, target string, q status.ScanRequest) (r *status.Scan, via string, err error) {
 	connect, raw := address(target)
 	switch {
-	case strings.HasPrefix(target, "/"):
-		connect, raw = "rtu://"+target, true
+	case strings.Contains(target, "/") && !strings.Contains(target, ":"):
+		port, err := filepath.Abs(target)
+		if err != nil {
+			return nil, "", err
+		}
+		connect, raw = "rtu://"+port, true
 	case strings.HasPrefix(target, "serial:") && !raw:
 		connect, raw = "serial://"+strings.TrimPrefix(strings.TrimPrefix(target, "serial:"), "//"), true
 	}
