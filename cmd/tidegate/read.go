@@ -5,6 +5,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -35,6 +38,8 @@ type readFlags struct {
 	timeout time.Duration
 	repeat  int
 	hex     bool
+	expect  string
+	around  bool // registers before and behind, too
 }
 
 func (a *app) readCmd() *cobra.Command {
@@ -51,7 +56,11 @@ func (a *app) readCmd() *cobra.Command {
                     register
 A register is a wire address from 0 (input:0, holding:40, coil:3, discrete:3)
 or the number of the manual (30001, 40041, 400041); both are printed. While the
-agent runs, it does the reading between two polls.`,
+agent runs, it does the reading between two polls.
+
+--as all shows every type and order. --expect 230 is for a register whose
+writing nobody knows: with what the display shows it tries types, orders and
+factors, also one register before and behind, and prints the line to paste.`,
 		Args: atLeast(1, 2, "a target and perhaps a register"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.read(cmd.Context(), args, &f)
@@ -63,6 +72,8 @@ agent runs, it does the reading between two polls.`,
 	c.Flags().StringVar(&f.typ, "type", "", "`TYPE` of the value: u16 i16 u32 i32 f32 u64 i64 f64 bcd16 bcd32 string ...")
 	c.Flags().StringVar(&f.order, "order", "", "byte `ORDER`: abcd cdab badc dcba")
 	c.Flags().StringVar(&f.as, "as", "", "`all`: every type and order that fits the registers")
+	c.Flags().StringVar(&f.expect, "expect", "", "`VALUE` that the register should show: how it is written")
+	c.Flags().BoolVar(&f.around, "try-neighbours", false, "read the registers before and behind as well")
 	c.Flags().DurationVar(&f.timeout, "timeout", 0, "how long the device may take (default 500ms, TCP 1s)")
 	c.Flags().IntVar(&f.repeat, "repeat", 1, "read this many times, once a second")
 	c.Flags().BoolVar(&f.hex, "hex", false, "print the bytes as well")
@@ -94,6 +105,15 @@ func (a *app) read(ctx context.Context, args []string, f *readFlags) error {
 	}
 	if f.as != "" && (f.as != "all" || len(args) < 2) {
 		return usage{errors.New("--as all needs a register, for example: tidegate read meters --unit 1 30001+2 --as all")}
+	}
+	if f.expect != "" || f.around {
+		if len(args) < 2 {
+			return usage{errors.New("--expect and --try-neighbours need a register, for example: tidegate read meters --unit 1 30001 --expect 230")}
+		}
+		if f.expect != "" {
+			return a.readExpect(ctx, args, q, reg, f)
+		}
+		return a.readAround(ctx, args, q, reg, f)
 	}
 	for n := 0; n < f.repeat; n++ {
 		if n > 0 {
@@ -163,6 +183,11 @@ func address(s string) (connect string, ok bool) {
 			return s, true
 		}
 		if strings.ContainsAny(rest, "/:.") {
+			if scheme == "rtu" || scheme == "ascii" { // a port may be named from here
+				if port, err := filepath.Abs(rest); err == nil {
+					rest = port
+				}
+			}
 			return scheme + "://" + rest, true
 		}
 	}
@@ -187,8 +212,7 @@ func (a *app) printRead(reply status.ReadReply, via string, reg register, f *rea
 			return err
 		}
 	}
-	place := ""
-	manual := 0
+	place, manual := "", 0
 	if reply.Table != 0 {
 		r := register{profile.Table(reply.Table), uint16(reply.Addr), uint16(reply.Count)}
 		place, manual = r.String(), profile.ManualNumber(r.table, r.addr)
@@ -207,9 +231,8 @@ func (a *app) printRead(reply status.ReadReply, via string, reg register, f *rea
 				when = age(v.AgeMS) + " ago"
 			}
 			row := []string{name, withUnit(v), quality(v), when}
-			if len(reply.Values) == 1 || reg.count > 0 {
-				row = append(row, place)
-				place = ""
+			if v.Table > 0 {
+				row = append(row, register{profile.Table(v.Table), uint16(v.Addr), 1}.String())
 			}
 			rows = append(rows, row)
 		}
@@ -286,7 +309,8 @@ func interpret(reply *status.ReadReply, reg register, f *readFlags) error {
 	now := time.Now().UnixMilli()
 	for i, r := range m.Decode(req, data, 0, nil) {
 		reply.Values = append(reply.Values, status.Value{Point: fmt.Sprintf("%v:%d", reg.table, int(reg.addr)+i*int(step)), Value: r.Value.AppendJSON(nil),
-			Quality: r.Quality.String(), Cause: r.Cause.String(), At: now})
+			Quality: r.Quality.String(), Cause: r.Cause.String(), At: now,
+			Table: int(reg.table), Addr: int(reg.addr) + i*int(step), Manual: profile.ManualNumber(reg.table, reg.addr+uint16(i)*step)})
 	}
 	return nil
 }
@@ -329,7 +353,30 @@ func (a *app) printAll(reply status.ReadReply, via string, reg register) error {
 	}
 	fmt.Fprintf(a.out, "unit %d  %v   % x\n", reply.Unit, reg, mustHex(reply.Hex))
 	table(a.out, rows)
+	if only := looksLike(rows); only != "" {
+		fmt.Fprintln(a.out, "looks like: "+only+" (the only reading between -1e6 and 1e6)")
+	}
 	return nil
+}
+
+// looksLike names the one type and order in which the registers are together
+// a number that devices mean; "" if there is none or more than one.
+func looksLike(rows [][]string) string {
+	only, value := "", ""
+	for _, r := range rows {
+		if len(r) < 4 || strings.Contains(r[3], ", ") || strings.HasSuffix(r[1], "16") || r[1] == "bit" {
+			continue
+		}
+		x, err := strconv.ParseFloat(r[3], 64)
+		if err != nil || x == 0 || math.Abs(x) < 1e-3 || math.Abs(x) > 1e6 || r[3] == value {
+			continue // the same number without sign is no second reading
+		}
+		if only != "" {
+			return ""
+		}
+		only, value = r[1]+" "+r[2]+"  "+r[3], r[3]
+	}
+	return only
 }
 
 // configFailure is the error of a configuration file that cannot be read at all.

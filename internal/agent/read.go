@@ -132,7 +132,11 @@ func (r *Reader) Read(ctx context.Context, q status.ReadRequest) (status.ReadRep
 	now := time.Now().UnixMilli()
 	for _, rd := range readings {
 		if pick < 0 || rd.Point == dev.Base+uint32(pick) {
-			reply.Values = append(reply.Values, valueOf(&r.catalog.Points[rd.Point], &rd, now, now))
+			v := valueOf(&r.catalog.Points[rd.Point], &rd, now, now)
+			if t, addr, ok := dev.Map.Points[rd.Point-dev.Base].Place(); ok {
+				v.Table, v.Addr, v.Manual = int(t), int(addr), profile.ManualNumber(t, addr)
+			}
+			reply.Values = append(reply.Values, v)
 		}
 	}
 	return reply, nil

@@ -187,6 +187,9 @@ type Value struct {
 	Cause   string          `json:"cause,omitempty"`
 	At      int64           `json:"t"` // Unix ms, 0: never
 	AgeMS   int64           `json:"age_ms"`
+	Table   int             `json:"table,omitempty"`          // Modbus: where it stands, as ReadRequest
+	Addr    int             `json:"wire_address,omitempty"`   // from 0
+	Manual  int             `json:"manual_address,omitempty"` // 30001 for input 0
 }
 
 // ReadRequest asks for one point, or for raw registers of a bus.
