@@ -327,23 +327,13 @@ func (p *parser) endpoint(at end, ends map[string]end, path string) {
 
 // BusLoad is the computed plan of one bus.
 type BusLoad struct {
-	Name     string
-	Line     string        // as it is set; "" on a network
-	Devices  int           // devices that are polled
-	Requests int           // in one round of all devices
-	Round    time.Duration // what one round of all devices takes
-	Least    float64       // share of the bus time if every device answered at once
-	Load     float64       // share of the bus time as planned; 1 = always busy
+	Name string
+	Line string // as it is set; "" on a network
+	driver.Load
 }
 
 // Loads returns the plan of each bus that is polled, in file order.
 func (c *Config) Loads() []BusLoad { return c.loads }
-
-// What a device takes to answer, where the file does not say.
-const (
-	serialTurnaround  = 20 * time.Millisecond
-	networkTurnaround = 5 * time.Millisecond
-)
 
 // times fills in periods and timeouts and computes the load of the bus.
 func (p *parser) times(b *driver.Options, path string, at end) {
@@ -370,16 +360,8 @@ func (p *parser) times(b *driver.Options, path string, at end) {
 	if at.listens() {
 		return
 	}
-	load := BusLoad{Name: b.Name, Line: b.Line}
-	char, silence := charTime(b.Line)
-	turnaround := b.Turnaround
-	if turnaround == 0 {
-		turnaround = networkTurnaround
-		if !at.numbered() {
-			turnaround = serialTurnaround
-		}
-	}
 	var periods []time.Duration
+	fastest := &driver.Device{}
 	for k := range b.Devices {
 		d := &b.Devices[k]
 		if d.Map == nil {
@@ -388,43 +370,57 @@ func (p *parser) times(b *driver.Options, path string, at end) {
 		if d.Timeout == 0 && d.Map.Timeout > b.Timeout {
 			d.Timeout = d.Map.Timeout
 		}
-		timeout := max(d.Timeout, b.Timeout)
-		if d.Timeout > 0 {
-			timeout = d.Timeout
-		}
-		if d.Every > 0 && d.Every < timeout {
+		if d.Every > 0 && d.Every < waits(b, d) {
 			p.doc.Warn(path+".devices."+d.Name+".every", codeTiming,
-				fmt.Sprintf("every %s is shorter than the timeout of %s", document.FormatDuration(d.Every), document.FormatDuration(timeout)),
+				fmt.Sprintf("every %s is shorter than the timeout of %s", document.FormatDuration(d.Every), document.FormatDuration(waits(b, d))),
 				"one answer that stays out makes the next polls late")
 		}
-		wait := max(silence, b.Gap, d.Map.Gap)
-		var least, planned time.Duration
-		for _, r := range d.Map.Plan(profile.Limits{Char: char, Turnaround: b.Turnaround}) {
-			bytes := exchangeBytes(at.scheme, r)
-			least += time.Duration(bytes)*char + 2*silence
-			planned += time.Duration(bytes)*char + wait + silence + turnaround
-			load.Requests++
+		if periods = append(periods, d.Every); fastest.Every == 0 || d.Every < fastest.Every {
+			fastest = d
 		}
-		load.Devices++
-		load.Round += planned
-		load.Least += least.Seconds() / d.Every.Seconds()
-		load.Load += planned.Seconds() / d.Every.Seconds()
-		periods = append(periods, d.Every)
 	}
+	load := BusLoad{Name: b.Name, Line: b.Line, Load: b.Load()}
 	if load.Devices == 0 {
 		return
 	}
 	p.cfg.loads = append(p.cfg.loads, load)
 	says := fmt.Sprintf("%s needs %s per round, interval is %s", b.Name, seconds(load.Round), seconds(periods[0]))
 	if slices.Max(periods) != slices.Min(periods) {
-		says = fmt.Sprintf("%s needs %s per round, and would be busy %.0f %% of the time", b.Name, seconds(load.Round), 100*load.Load)
+		says = fmt.Sprintf("%s needs %s per round, and would be busy %.0f %% of the time", b.Name, seconds(load.Round), 100*load.Share)
 	}
+	fits := fmt.Sprintf("every: %s for all its devices fits", document.FormatDuration(load.Fits()))
 	switch {
 	case load.Least > 1:
-		p.doc.Report(path, codeOverload, says+": this cannot fit", "raise every, or the speed of the line, or split the bus")
-	case load.Load > 1:
-		p.doc.Warn(path, codeOverload, says, "")
+		p.doc.Report(path, codeOverload, says+": this cannot fit", fits+"; or raise the speed of the line, or split the bus")
+	case load.Share > 1:
+		p.doc.Warn(path, codeOverload, says, fits)
+	case load.Crowded() && load.Devices > 1:
+		p.doc.Warn(path, codeOverload, fmt.Sprintf("%s would be busy %.0f %% of the time: while one device is absent, the others are late", b.Name, 100*load.Share), fits)
 	}
+	p.absent(b, path, fastest)
+}
+
+// absent warns of a device that would cost another one polls if it did not
+// answer: the line waits for it longer than the other's period.
+func (p *parser) absent(b *driver.Options, path string, fastest *driver.Device) {
+	for k := range b.Devices {
+		d := &b.Devices[k]
+		if d.Map == nil || d == fastest || fastest.Every < waits(b, fastest) || waits(b, d) <= fastest.Every {
+			continue // of two devices with one period the other warning has told
+		}
+		p.doc.Warn(path+".devices."+d.Name, codeTiming,
+			fmt.Sprintf("while %s does not answer, each try takes %s, and %s (every %s) misses polls", d.Name,
+				document.FormatDuration(waits(b, d)), fastest.Name, document.FormatDuration(fastest.Every)),
+			fmt.Sprintf("write timeout: %s for %s if it can answer in that time", document.FormatDuration(fastest.Every/2), d.Name))
+	}
+}
+
+// waits is how long the line waits for a device.
+func waits(b *driver.Options, d *driver.Device) time.Duration {
+	if d.Timeout > 0 {
+		return d.Timeout
+	}
+	return b.Timeout
 }
 
 // seconds writes a time the way people say it: 14.2 s.
@@ -437,39 +433,4 @@ func seconds(d time.Duration) string {
 		s = strconv.FormatFloat(d.Seconds(), 'f', 1, 64)
 	}
 	return strings.TrimRight(strings.TrimRight(s, "0"), ".") + " s"
-}
-
-// exchangeBytes counts the characters of a request and its answer.
-func exchangeBytes(scheme string, r profile.Request) int {
-	data := 2 * int(r.Count)
-	if r.Table.Bits() {
-		data = (int(r.Count) + 7) / 8
-	}
-	if scheme == "ascii" {
-		return 17 + 11 + 2*data
-	}
-	return 8 + 5 + data
-}
-
-// charTime returns the time of one character of a line such as "9600 8E1"
-// and the 3.5 characters of silence between frames; 0 without a valid line.
-func charTime(line string) (char, silence time.Duration) {
-	f := strings.Fields(line)
-	if len(f) != 2 || len(f[1]) != 3 {
-		return 0, 0
-	}
-	baud, err := strconv.Atoi(f[0])
-	if err != nil || baud <= 0 {
-		return 0, 0
-	}
-	bits := 1 + int(f[1][0]-'0') + int(f[1][2]-'0')
-	if f[1][1] != 'N' && f[1][1] != 'n' {
-		bits++
-	}
-	char = time.Duration(bits) * time.Second / time.Duration(baud)
-	silence = char * 7 / 2
-	if baud > 19200 {
-		silence = 1750 * time.Microsecond
-	}
-	return char, silence
 }

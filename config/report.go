@@ -51,7 +51,7 @@ func reportText(file string, problems []Problem, cfg *Config) string {
 			line = "network"
 		}
 		fmt.Fprintf(&b, "  %-16s %-12s %s per round in %s, %.1f %% busy\n", l.Name, line,
-			seconds(l.Round), plural(l.Requests, "request"), 100*l.Load)
+			seconds(l.Round), plural(l.Requests, "request"), 100*l.Share)
 	}
 	return b.String()
 }
@@ -96,7 +96,9 @@ type jsonBus struct {
 	Devices  int     `json:"devices"`
 	Requests int     `json:"requests"` // in one round of all devices
 	Round    float64 `json:"round_s"`
-	Load     float64 `json:"load"` // 1 = always busy
+	Load     float64 `json:"load"`     // 1 = always busy
+	Absent   float64 `json:"absent_s"` // each try of a device that is absent
+	Fits     float64 `json:"fits_s"`   // a period for all devices at which the polls fit
 }
 
 func reportJSON(file string, problems []Problem, cfg *Config) []byte {
@@ -113,7 +115,7 @@ func reportJSON(file string, problems []Problem, cfg *Config) []byte {
 	if r.OK {
 		r.Config = cfg.Hash()
 		for _, l := range cfg.loads {
-			r.Buses = append(r.Buses, jsonBus{l.Name, l.Devices, l.Requests, round3(l.Round.Seconds()), round3(l.Load)})
+			r.Buses = append(r.Buses, jsonBus{l.Name, l.Devices, l.Requests, round3(l.Round.Seconds()), round3(l.Share), round3(l.Absent.Seconds()), round3(l.Fits().Seconds())})
 		}
 	}
 	// Marshal cannot fail: the types above hold nothing that JSON cannot write.

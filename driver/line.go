@@ -129,10 +129,7 @@ func Open(o Options, env Env) (*Line, error) {
 	}
 	l.log = l.log.With("bus", o.Name)
 	if l.timeout == 0 {
-		l.timeout = 500 * time.Millisecond
-		if !at.serial {
-			l.timeout = time.Second
-		}
+		l.timeout = defaultTimeout(at)
 	}
 	if l.mode, err = o.mode(); err != nil {
 		return nil, fmt.Errorf("bus %s: %w", o.Name, err)
