@@ -8,7 +8,7 @@ LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT) -
 # HTTP/2 is left out: only the agent's own socket speaks HTTP.
 BUILD    = CGO_ENABLED=0 $(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false -ldflags "$(LDFLAGS)"
 
-.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-power proof-faults proof-net proof-storm mutants clean
+.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-bus proof-many proof-power proof-faults proof-net proof-storm mutants clean
 
 build: ## the static binary, ./tidegate
 	$(BUILD) -o tidegate ./cmd/tidegate
@@ -70,6 +70,12 @@ proof-kill: ## kill -9 at random moments while the broker comes and goes
 
 proof-load: ## CPU, memory and disk of the whole program at its reference load
 	$(GO) test -run '^$$' -bench BenchmarkAgent -benchtime 1x -count 5 -timeout 30m ./cmd/tidegate
+
+proof-bus: ## 32 RTU units on a paced line: share of its physical limit, with 0, 1 and 8 of them dead
+	$(GO) test -run '^$$' -bench BenchmarkBus -benchtime 1x -count 1 -timeout 30m ./driver
+
+proof-many: ## 1,000 devices on 100 Modbus TCP endpoints, every second
+	$(GO) test -run '^$$' -bench BenchmarkMany -benchtime 1x -count 1 -timeout 30m ./cmd/tidegate
 
 # The rigs of bench/, a module of its own: root, and for the faults strace.
 CUTS ?= 300
