@@ -320,6 +320,15 @@ func (f frame) shape() int {
 	return int(d[0])
 }
 
+// bare says whether b is a refusal that came without its check, as some
+// devices send it, and nothing else: unit, function with the high bit, code.
+func (a *ask) bare(k kind, b []byte) (Exception, bool) {
+	if k != kindRTU || len(b) != 3 || b[0] != a.unit || b[1] != a.fc|0x80 || b[2] < 1 || b[2] > 11 || b[2] == 9 {
+		return 0, false
+	}
+	return Exception(b[2]), true
+}
+
 // damage looks for what is left of our answer in bytes that hold no whole
 // frame: full is an answer of the right length whose check fails, part the
 // beginning of one.

@@ -30,48 +30,90 @@ func (s *script) ReadSome(p []byte, until time.Time) (int, error) {
 	return n, nil
 }
 
-// FuzzReply gives any bytes as an answer: no panic, and what is taken as the
-// answer stands whole and checked in the bytes.
-func FuzzReply(f *testing.F) {
-	for k := kindRTU; k <= kindTCP; k++ {
-		a, _ := newAsk(packager(k, 1), k, 1, profile.Holding, 0, 2)
-		f.Add(uint8(k), uint8(3), a.adu)
-		s := newSlave(k, 1)
-		good := s.encode(1, 3, []byte{4, 1, 2, 3, 4}, []byte{0, 1})
-		f.Add(uint8(k), uint8(1), good)
-		f.Add(uint8(k), uint8(7), append([]byte{0, 1, 3, 0xff}, good...))
-		f.Add(uint8(k), uint8(2), s.encode(1, 0x83, []byte{2}, []byte{0, 1}))
-		f.Add(uint8(k), uint8(200), append(s.encode(2, 3, []byte{4, 1, 2, 3, 4}, []byte{0, 9}), good[:5]...))
-	}
-	f.Fuzz(func(t *testing.T, kb, piece uint8, in []byte) {
-		k := kind(kb % 3)
-		if len(in) > 2000 {
-			return
-		}
-		a, err := newAsk(packager(k, 1), k, 1, profile.Holding, 0, 2)
+// FuzzRTU, FuzzASCII and FuzzTCP give any bytes as an answer: no panic, and
+// what is taken as the answer stands whole and checked in the bytes.
+func FuzzRTU(f *testing.F)   { fuzzReply(f, kindRTU) }
+func FuzzASCII(f *testing.F) { fuzzReply(f, kindASCII) }
+func FuzzTCP(f *testing.F)   { fuzzReply(f, kindTCP) }
+
+// fuzzAsks are the requests whose answers are fuzzed: reads, writes,
+// identification.
+func fuzzAsks(t testing.TB, k kind) []*ask {
+	var asks []*ask
+	add := func(a *ask, err error) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := &wire{kind: k, pk: packager(k, 1)}
-		w.attach(&script{left: in, piece: int(piece) + 1}, time.Now())
-		w.dirty = false
-		w.last = time.Now().Add(-time.Second)
-		if k != kindTCP {
-			w.st = &script{piece: 1} // settle finds silence
-			if err := w.settle(0); err != nil {
-				t.Fatal(err)
-			}
-			w.st = &script{left: in, piece: int(piece) + 1}
-			w.last = time.Now().Add(-time.Second)
+		asks = append(asks, a)
+	}
+	add(newAsk(packager(k, 1), k, 1, profile.Holding, 0, 2))
+	add(newAsk(packager(k, 1), k, 1, profile.Coils, 3, 20))
+	add(newWrite(k, 1, 5, 3, 1, []byte{1}, nil))
+	add(newWrite(k, 1, 6, 3, 1, []byte{1, 2}, nil))
+	add(newWrite(k, 1, 16, 3, 2, []byte{1, 2, 3, 4}, nil))
+	add(newWrite(k, 1, 22, 3, 1, []byte{1, 2}, []byte{0, 15}))
+	add(newWrite(k, 1, 23, 3, 2, []byte{1, 2, 3, 4}, nil))
+	for _, fc := range []byte{43, 17} {
+		a := &ask{unit: 1, fc: fc, free: true}
+		add(a, a.encode(packager(k, 1), k, map[byte][]byte{43: {14, 1, 0}}[fc], 64))
+	}
+	return asks
+}
+
+func fuzzReply(f *testing.F, k kind) {
+	s := newSlave(k, 1)
+	for i, a := range fuzzAsks(f, k) {
+		f.Add(uint8(i), uint8(3), a.adu)
+		data := append([]byte{byte(a.body)}, make([]byte, a.body)...)
+		switch {
+		case a.echo != nil:
+			data = a.echo
+		case a.fc == 43:
+			data = []byte("\x0e\x01\x82\x00\x00\x02\x00\x03abc\x01\x01d")
+		case a.fc == 17:
+			data = []byte{3, 7, 0xFF, 1}
 		}
+		good := s.encode(1, a.fc, data, []byte{0, 1})
+		f.Add(uint8(i), uint8(1), good)
+		f.Add(uint8(i), uint8(7), append([]byte{0, 1, 3, 0xff}, good...))
+		f.Add(uint8(i), uint8(2), s.encode(1, a.fc|0x80, []byte{2}, []byte{0, 1}))
+		f.Add(uint8(i), uint8(200), append(s.encode(2, a.fc, data, []byte{0, 9}), good[:len(good)/2]...))
+	}
+	f.Fuzz(func(t *testing.T, which, piece uint8, in []byte) {
+		if len(in) > 2000 {
+			return
+		}
+		asks := fuzzAsks(t, k)
+		a := asks[int(which)%len(asks)]
+		w := &wire{kind: k, pk: packager(k, 1)}
+		w.attach(&script{piece: 1}, time.Now()) // settle finds silence
+		w.dirty, w.last = false, time.Now().Add(-time.Second)
+		if err := w.settle(0); err != nil {
+			t.Fatal(err)
+		}
+		w.st = &script{left: in, piece: int(piece) + 1}
+		w.last = time.Now().Add(-time.Second)
 		r, err := w.ask(a, time.Millisecond)
 		if err != nil {
 			return
 		}
-		if len(r.data) != 4 {
-			t.Fatalf("%d bytes of data", len(r.data))
+		data := r.data
+		switch {
+		case a.fc == 43:
+			objects(r.data, map[uint8]string{})
+		case a.free:
+			data = append([]byte{byte(len(r.data))}, r.data...)
+		case a.echo != nil:
+			if !bytes.Equal(r.data, a.echo) {
+				t.Fatalf("% x was taken for the answer to a write", r.data)
+			}
+		default:
+			if len(r.data) != a.body {
+				t.Fatalf("%d bytes of data", len(r.data))
+			}
+			data = append([]byte{byte(a.body)}, r.data...)
 		}
-		ans := newSlave(k, 1).encode(1, 3, append([]byte{4}, r.data...), a.adu)
+		ans := newSlave(k, 1).encode(1, a.fc, data, a.adu)
 		if k == kindASCII {
 			in, ans = bytes.ToUpper(in), bytes.ToUpper(ans)
 		}

@@ -26,6 +26,8 @@ type pacedBus struct {
 	// refuse says what a unit does with a request: 0 answers, 1 to 11 refuses
 	// with that exception, a negative number is silence.
 	refuse func(unit, fc byte, addr, count int) int
+	// content is what registers hold; nil: truth(1, address).
+	content func(addr, count int) []byte
 
 	mu       sync.Mutex
 	free     time.Time // when the last byte has left the wire
@@ -79,6 +81,9 @@ func (p *pacedBus) WriteAll(b []byte, _ time.Time) error {
 		ans = s.encode(r.unit, r.fc|0x80, []byte{byte(r.verdict)}, b)
 	default:
 		data := truthBytes(1, r.fc, uint16(r.addr), uint16(r.count))
+		if p.content != nil {
+			data = p.content(r.addr, r.count)
+		}
 		ans = s.encode(r.unit, r.fc, append([]byte{byte(len(data))}, data...), b)
 	}
 	for i, c := range ans {

@@ -82,6 +82,8 @@ type fault struct {
 	short     bool // the last byte is missing
 	long      bool // more registers than asked for
 	exception byte
+	noCRC     bool // the refusal without its check
+	empty     bool // an answer of 0 registers
 	oldID     bool // TCP: the transaction number before this one
 }
 
@@ -268,6 +270,12 @@ func (s *slave) handle(req []byte, pdu *modbus.ProtocolDataUnit, unit byte, writ
 		ans = s.encode(unit, fc|0x80, []byte{f.exception}, req)
 	} else {
 		ans = s.encode(unit, fc, append([]byte{byte(len(data))}, data...), req)
+	}
+	if f.empty {
+		ans = s.encode(unit, fc, []byte{0}, req)
+	}
+	if f.noCRC {
+		ans = ans[:len(ans)-2]
 	}
 	if f.oldID {
 		binary.BigEndian.PutUint16(ans, binary.BigEndian.Uint16(ans)-1)

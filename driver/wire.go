@@ -129,6 +129,13 @@ func (w *wire) ask(a *ask, timeout time.Duration) (r result, err error) {
 			r.got = time.Now()
 			return r, w.failed(a, &r, &before)
 		case quiet && w.kind != kindTCP:
+			if x, ok := a.bare(w.kind, w.buf[w.lo:w.hi]); ok {
+				w.use(0, 3)
+				w.dirty = true
+				w.count.Answers++
+				r.answered = true
+				return r, x
+			}
 			if full, _ := a.damage(w.kind, w.buf[w.lo:w.hi]); full {
 				return r, w.failed(a, &r, &before)
 			}
