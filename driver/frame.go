@@ -292,7 +292,7 @@ func (a *ask) answer(f frame) (data []byte, refused Exception, ok bool) {
 	}
 	d := f.pdu.Data
 	switch {
-	case f.pdu.FunctionCode == a.fc|0x80 && len(d) == 1:
+	case f.pdu.FunctionCode == a.fc|0x80 && len(d) == 1 && d[0] != 0: // there is no exception 0
 		return nil, Exception(d[0]), true
 	case f.pdu.FunctionCode != a.fc:
 	case a.echo != nil:
