@@ -4,6 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+
+	"tidegate/driver/profile"
+	"tidegate/uplink"
+	"tidegate/uplink/payload"
 )
 
 // Report returns what `tidegate check` prints about one file: as text for
@@ -53,12 +57,27 @@ func reportText(file string, problems []Problem, cfg *Config) string {
 		fmt.Fprintf(&b, "  %-16s %-12s %s per round in %s, %.1f %% busy\n", l.Name, line,
 			seconds(l.Round), plural(l.Requests, "request"), 100*l.Share)
 	}
+	if t, err := cfg.Traffic(); err == nil && t.Batches > 0 {
+		fmt.Fprintf(&b, "  %-16s about %s a month, %s with TCP/IP:\n%19s%s of %s, %.1f bytes a reading\n", "uplink", megabytes(t.Out+t.In),
+			megabytes(t.Out+t.In+t.IP), "", plural(int(t.Batches), "batch"), plural(int(t.Readings), "reading"), t.Reading)
+	}
 	return b.String()
+}
+
+// megabytes writes bytes as data plans do.
+func megabytes(n int64) string {
+	if n < 10_000_000 {
+		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
+	}
+	return fmt.Sprintf("%d MB", (n+500_000)/1_000_000)
 }
 
 func plural(n int, word string) string {
 	if n == 1 {
 		return "1 " + word
+	}
+	if strings.HasSuffix(word, "ch") {
+		word += "e"
 	}
 	return fmt.Sprintf("%d %ss", n, word)
 }
@@ -77,6 +96,7 @@ type jsonReport struct {
 	Errors   []jsonProblem `json:"errors"`
 	Warnings []jsonProblem `json:"warnings"`
 	Buses    []jsonBus     `json:"buses,omitempty"`
+	Traffic  *jsonTraffic  `json:"traffic,omitempty"`
 	OK       bool          `json:"ok"`
 }
 
@@ -89,6 +109,16 @@ type jsonProblem struct {
 	Msg     string `json:"msg"`
 	Hint    string `json:"hint,omitempty"`
 	Suggest string `json:"suggest,omitempty"`
+}
+
+// jsonTraffic is the estimate of a month of 30 days.
+type jsonTraffic struct {
+	Batches  int64   `json:"batches"`
+	Readings int64   `json:"readings"` // in a batch
+	Out      int64   `json:"out_bytes"`
+	In       int64   `json:"in_bytes"`
+	IP       int64   `json:"ip_bytes"` // what TCP and IP add
+	Reading  float64 `json:"bytes_a_reading"`
 }
 
 type jsonBus struct {
@@ -118,9 +148,47 @@ func reportJSON(file string, problems []Problem, cfg *Config) []byte {
 			r.Buses = append(r.Buses, jsonBus{l.Name, l.Devices, l.Requests, round3(l.Round.Seconds()), round3(l.Share), round3(l.Absent.Seconds()), round3(l.Fits().Seconds())})
 		}
 	}
+	if r.OK {
+		if t, err := cfg.Traffic(); err == nil {
+			r.Traffic = &jsonTraffic{t.Batches, t.Readings, t.Out, t.In, t.IP, round3(t.Reading)}
+		}
+	}
 	// Marshal cannot fail: the types above hold nothing that JSON cannot write.
 	out, _ := json.Marshal(r)
 	return append(out, '\n')
+}
+
+// Traffic estimates what the uplink costs in a month.
+func (c *Config) Traffic() (uplink.Traffic, error) {
+	var polls []uplink.Poll
+	var devices []payload.Device
+	for i := range c.Buses {
+		for k := range c.Buses[i].Devices {
+			d := &c.Buses[i].Devices[k]
+			devices = append(devices, payload.Device{Name: d.Name, Profile: d.Profile, Driver: c.Buses[i].Connect, Every: d.Every})
+			all := uplink.Poll{Every: d.Every}
+			for n := range d.Map.Points {
+				all.Points = append(all.Points, d.Base+uint32(n))
+			}
+			plan := d.Map.Plan(profile.Limits{})
+			for _, r := range plan {
+				p := uplink.Poll{Every: d.Every}
+				for _, n := range r.Points {
+					p.Points = append(p.Points, d.Base+uint32(n))
+				}
+				polls = append(polls, p)
+			}
+			if len(plan) == 0 { // it talks by itself, or all at once
+				polls = append(polls, all)
+			}
+		}
+	}
+	age := c.Uplink.Batch.MaxAge
+	if c.Buffer.MaxLoss > 0 { // as the collector obeys it
+		age = min(age, c.Buffer.MaxLoss/2)
+	}
+	return uplink.Estimate(c.Uplink, uplink.Env{Gateway: c.Gateway.ID, Site: c.Gateway.Site, Version: "0.0.0", Labels: c.Gateway.Labels,
+		Stopped: "clean", Devices: devices, Catalog: c.catalog, Health: func() string { return "ok" }}, polls, age)
 }
 
 func round3(x float64) float64 { return float64(int64(x*1000+0.5)) / 1000 }

@@ -32,6 +32,7 @@ type Options struct {
 	Compress      string        `yaml:"compress" enum:"none,gzip" doc:"gzip sends messages from 500 bytes on compressed, to a topic ending in /gz."`
 	Batch         Batch         `yaml:"batch" doc:"When a batch is complete."`
 	Inflight      int           `yaml:"inflight" min:"1" max:"100" doc:"How many batches may wait for the broker's acknowledgement."`
+	StatusEvery   time.Duration `yaml:"status_every" doc:"Period of the status message; 10s to 24h. Longer on a metered link."`
 	Keepalive     time.Duration `yaml:"keepalive" doc:"A silent link is asked after this time; 1s to 18h."`
 	Backlog       Backlog       `yaml:"backlog" doc:"How what was kept during an outage is sent."`
 	Receipts      bool          `yaml:"receipts" doc:"Wait for the cloud's own receipt; not available yet."`
@@ -70,7 +71,7 @@ func Defaults() Options {
 		Preset: "none", Topic: "tg/v1/{site}/{gateway}/{kind}", Shape: "records", Compress: "none",
 		Batch:     Batch{MaxAge: time.Second, MaxReadings: 1000, MaxBytes: 100_000},
 		Sparkplug: Sparkplug{Aliases: true}, HomeAssistant: HomeAssistant{Prefix: "homeassistant"},
-		Inflight: 20, Keepalive: time.Minute,
+		Inflight: 20, Keepalive: time.Minute, StatusEvery: time.Minute,
 		Backlog: Backlog{Order: "oldest-first"},
 	}
 }
@@ -134,6 +135,9 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	}
 	if o.Inflight < 1 || o.Inflight > 100 {
 		report("inflight", "inflight must be from 1 to 100", "")
+	}
+	if o.StatusEvery < 10*time.Second || o.StatusEvery > 24*time.Hour {
+		report("status_every", "status_every must be from 10s to 24h", "60s suits most links; 15m where each byte costs")
 	}
 	if o.Keepalive < time.Second || o.Keepalive > 18*time.Hour {
 		report("keepalive", "keepalive must be from 1s to 18h", "60s suits most links; cellular routers forget idle links after 5 min")

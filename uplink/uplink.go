@@ -166,6 +166,7 @@ func (u *Uplink) tuning() tuning {
 	t.backoffMax = min(t.backoffMax, twice)
 	t.spread = min(t.spread, twice)
 	t.connect = min(t.connect, max(twice, 10*time.Second))
+	t.status = u.opts.StatusEvery
 	return t
 }
 
