@@ -1,0 +1,86 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestSimPeers: mbpoll, which none of us wrote, reads and writes devices of
+// tidegate sim, on a pty and over TCP, and reads what tidegate read reads.
+func TestSimPeers(t *testing.T) {
+	t.Parallel()
+	mbpoll, err := exec.LookPath("mbpoll")
+	if err != nil {
+		missing(t, "mbpoll")
+	}
+	bin := buildBinary(t)
+	line := filepath.Join(t.TempDir(), "line")
+	for _, c := range []struct {
+		at   string
+		poll []string
+	}{
+		{"rtu:" + line, []string{"-m", "rtu", "-b", "9600", "-P", "none", line}},
+		{"tcp:127.0.0.1:15540", []string{"-m", "tcp", "-p", "15540", "127.0.0.1"}},
+	} {
+		t.Run(c.at[:3], func(t *testing.T) {
+			cmd := exec.Command(bin, "sim", "eastron-sdm120@3", "wellpro-wp8026adam@4", "carlo-gavazzi-em340@5", "--at", c.at,
+				"--set", "voltage_l1@3=231.25", "--set", "voltage_l1@5=229.4", "--line", "9600 8N1")
+			var out bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &out
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				cmd.Process.Signal(syscall.SIGINT)
+				if err := cmd.Wait(); err != nil {
+					t.Errorf("sim: %v\n%s", err, out.String())
+				}
+				if _, err := os.Lstat(line); err == nil {
+					t.Error("the link is left behind")
+				}
+			}()
+			poll := func(args ...string) string {
+				t.Helper()
+				var text []byte
+				for range 20 {
+					text, err = exec.Command(mbpoll, append(append([]string{"-1", "-q"}, args...), c.poll...)...).CombinedOutput()
+					if err == nil {
+						break
+					}
+					time.Sleep(200 * time.Millisecond)
+				}
+				if err != nil {
+					t.Fatalf("mbpoll %v: %v\n%s", args, err, text)
+				}
+				return string(text)
+			}
+			// 32-bit floats are big endian there with -B; -r counts from 1.
+			if text := poll("-a", "3", "-t", "3:float", "-B", "-r", "1"); !strings.Contains(text, "231.25") {
+				t.Errorf("unit 3: %s", text)
+			}
+			if text := poll("-a", "5", "-t", "4:int", "-r", "1"); !regexp.MustCompile(`\t2294\b`).MatchString(text) {
+				t.Errorf("unit 5: %s", text)
+			}
+			target := c.at
+			read := exec.Command(bin, "read", target, "--unit", "3", "30001", "--type", "f32")
+			if text, err := read.CombinedOutput(); err != nil || !strings.Contains(string(text), "231.25") {
+				t.Errorf("tidegate read: %v\n%s", err, text)
+			}
+			// What is written stays.
+			write := exec.Command(mbpoll, append(append([]string{"-1", "-q", "-a", "5", "-t", "4", "-r", "1"}, c.poll...), "1234")...)
+			if text, err := write.CombinedOutput(); err != nil {
+				t.Errorf("mbpoll writes: %v\n%s", err, text)
+			}
+			if text := poll("-a", "5", "-t", "4", "-r", "1"); !regexp.MustCompile(`\t1234\b`).MatchString(text) {
+				t.Errorf("after the write: %s", text)
+			}
+		})
+	}
+}
