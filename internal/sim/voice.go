@@ -41,15 +41,15 @@ func NewVoice(p *profile.Profile, unit int, seed uint64) (*Voice, error) {
 	switch {
 	case p.Frames == nil:
 		return nil, fmt.Errorf("sim: profile %s is no serial device", p.Name)
-	case p.Handshake.Asks():
+	case p.Polled() && (p.Talk == nil || len(p.Talk.Ask) == 0):
 		return nil, fmt.Errorf("sim: profile %s holds a dialogue of its own, which is not simulated", p.Name)
 	}
 	for i, tp := range p.TelemetryPoints("") {
 		v.points = append(v.points, newSignal(&p.Points[i], tp.Decimals, seed))
 	}
-	if _, err := v.build(time.Now()); err != nil {
+	if b, err := v.build(time.Now()); err != nil || !v.understood(b) {
 		if v.records = p.Recordings(); len(v.records) == 0 {
-			return nil, fmt.Errorf("sim: profile %s: its frames cannot be built and none was recorded: %w", p.Name, err)
+			return nil, fmt.Errorf("sim: profile %s: its frames cannot be built, and none was recorded", p.Name)
 		}
 	}
 	if !p.Polled() {
@@ -93,6 +93,19 @@ func (v *Voice) Hold(point, value string) error {
 	}
 	v.points[i].held = x
 	return nil
+}
+
+// understood says whether the profile reads a value from a frame that was built.
+func (v *Voice) understood(b []byte) (good bool) {
+	s := v.p.NewScanner()
+	take := func(raw []byte) {
+		for _, r := range v.p.DecodeFrame(raw, 0, nil) {
+			good = good || r.Quality == telemetry.Good
+		}
+	}
+	s.Feed(b, take)
+	s.Flush(take)
+	return good
 }
 
 func (v *Voice) build(now time.Time) ([]byte, error) {
