@@ -70,7 +70,7 @@ func TestAzure(t *testing.T) {
 			}
 		}
 	}
-	if len(seen) != int(given) || kinds["event"] != 1 || kinds["status"] < 3 || kinds["meta"] < 3 {
+	if len(seen) != int(given) || kinds["event"] != 1 || kinds["status"] < 3 || kinds["meta"] < 2 {
 		t.Errorf("%d batches of %d; kinds %v", len(seen), given, kinds)
 	}
 	ends := map[string]bool{}

@@ -210,6 +210,7 @@ func (p *sparkplug) status(s *session) ([]message, error) {
 		return nil, p.rebirth(s)
 	}
 	if !p.host {
+		p.u.count(func(st *Stats) { st.Held = "the primary host " + p.opts.PrimaryHost + " is not online" })
 		return nil, nil
 	}
 	return p.births(), nil
@@ -240,6 +241,7 @@ func (p *sparkplug) numbered(topic string, body []byte) message {
 // births are the NBIRTH and the DBIRTHs of all devices that answer.
 func (p *sparkplug) births() []message {
 	p.born, p.birthAt = true, time.Now()
+	p.u.count(func(st *Stats) { st.Held = "" })
 	nbirth := p.numbered(p.topic("NBIRTH", ""), p.nbirth())
 	late := nbirth.late
 	nbirth.late = func(b []byte) []byte {

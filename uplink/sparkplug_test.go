@@ -423,8 +423,14 @@ func primaryHost(t *testing.T, j *judge) {
 	if e.waiting() != 1 {
 		t.Error("a batch went before the host was there")
 	}
+	if h := u.Stats().Held; h != "the primary host scada is not online" {
+		t.Errorf("why it waits: %q", h)
+	}
 	say("scada", true, 1001)
 	e.drained(t, "the host is online")
+	if h := u.Stats().Held; h != "" {
+		t.Errorf("it waits no more: %q", h)
+	}
 	j.must(births() == 1, "no birth", "operational-behavior-edge-node-birth-sequence-wait")
 	say("scada", false, 1000)
 	quiet("an old offline counts", "operational-behavior-edge-node-termination-host-offline-timestamp")

@@ -31,6 +31,7 @@ type Stats struct {
 	BytesIn  int64 // on the wire, TLS included
 	BytesOut int64
 
+	Held     string // why batches wait though the broker is there, "" when they do not
 	Deaf     *Error // the broker refused to let us listen, nil when it did not
 	Err      *Error // the last one, nil while none; it stays after recovery
 	ErrAt    time.Time
@@ -73,7 +74,7 @@ func (u *Uplink) setState(state string, err *Error) {
 		u.stats.Err, u.stats.ErrAt = err, time.Now()
 	}
 	if state != StateOnline {
-		u.stats.InFlight = 0
+		u.stats.InFlight, u.stats.Held = 0, ""
 		u.current = nil
 	}
 }

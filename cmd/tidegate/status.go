@@ -77,7 +77,7 @@ func writeStatus(w io.Writer, s status.Snapshot) {
 	}
 
 	u := s.Uplink
-	row(w, "uplink", word(u.State == "connected"), uplinkLine(u, s.At))
+	row(w, "uplink", word(u.State == "connected" && u.Held == ""), uplinkLine(u, s.At))
 	if u.Error != "" {
 		row(w, "", "", u.Error)
 	}
@@ -119,6 +119,9 @@ func uplinkLine(u status.Uplink, now int64) string {
 		}
 		if u.CertDays >= 0 {
 			t += fmt.Sprintf(", cert %d d", u.CertDays)
+		}
+		if u.Held != "" {
+			t += "; batches wait: " + u.Held
 		}
 		return t
 	}

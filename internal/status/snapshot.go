@@ -73,6 +73,7 @@ type Uplink struct {
 	Cert        string `json:"cert,omitempty"`
 	CertWarning string `json:"cert_warning,omitempty"`
 
+	Held      string `json:"held,omitempty"` // why batches wait though the broker is there
 	Sessions  uint64 `json:"sessions"`
 	Published uint64 `json:"published"` // messages, repeats included
 	Acked     uint64 `json:"acked"`
