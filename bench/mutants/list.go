@@ -240,5 +240,40 @@ func list() []mutant {
 		old:  "delay, attempt = rand.N(max(u.tune.spread, 1)), 3",
 		new:  "attempt = 3",
 		test: unit("./uplink", "TestSpread"),
+	}, {
+		name: "absent units take a fifth of the line",
+		why:  "one dead meter slows thirty good ones",
+		file: "driver/quarantine.go",
+		old:  "absentShare = 40",
+		new:  "absentShare = 5",
+		test: unit("./driver", "TestDeadShare"),
+	}, {
+		name: "forget what a device cannot be read across",
+		why:  "the block is refused again at every slot",
+		file: "driver/holes.go",
+		old:  "		k.barriers = append(k.barriers, profile.Barrier{Table: f.table, Lo: f.lo, Hi: f.hi})",
+		new:  "",
+		test: unit("./driver", "TestHolesAtRandom"),
+	}, {
+		name: "half the silence between two frames",
+		why:  "devices take two frames for one and answer neither",
+		file: "driver/line.go",
+		old:  "max(o.Gap, l.mode.silence())",
+		new:  "max(o.Gap, l.mode.silence()/2)",
+		test: unit("./driver", "TestPacedLine"),
+	}, {
+		name: "believe a write without reading back",
+		why:  "a setpoint that the device did not take is reported as set",
+		file: "driver/write.go",
+		old:  "		case same(back.Data):",
+		new:  "		case same(back.Data) || true:",
+		test: unit("./driver", "TestWriteOutcome"),
+	}, {
+		name: "do not prove a device's certificate",
+		why:  "anybody on the network can be the meter",
+		file: "driver/tls.go",
+		old:  "MinVersion: tls.VersionTLS12,",
+		new:  "MinVersion: tls.VersionTLS12, Insecure" + "SkipVerify: true,",
+		test: unit("./driver", "TestTLSRefusals"),
 	}}
 }
