@@ -30,6 +30,7 @@ type sparkplug struct {
 	born     bool  // NBIRTH was said on this connection
 	birthAt  time.Time
 	every    time.Duration // at least, between two births that hosts ask for
+	patience time.Duration // with a broker where the primary host is not online, if there are others
 	again    bool          // a rebirth was asked for and waits for its time
 	host     bool          // the primary host is online, as far as this connection has heard
 	hostAt   int64         // time of its last word, over all connections
@@ -58,7 +59,7 @@ const (
 )
 
 func newSparkplug(u *Uplink) *sparkplug {
-	p := &sparkplug{u: u, opts: u.opts.Sparkplug, every: 5 * time.Second, catalogs: map[*telemetry.Catalog][]*metric{}, named: map[string]*edgeDevice{}}
+	p := &sparkplug{u: u, opts: u.opts.Sparkplug, every: 5 * time.Second, patience: 30 * time.Second, catalogs: map[*telemetry.Catalog][]*metric{}, named: map[string]*edgeDevice{}}
 	p.metrics(u.env.Catalog)
 	return p
 }
@@ -211,7 +212,14 @@ func (p *sparkplug) status(s *session) ([]message, error) {
 	}
 	if !p.host {
 		p.u.count(func(st *Stats) { st.Held = "the primary host " + p.opts.PrimaryHost + " is not online" })
-		return nil, nil
+		if len(p.u.brokers) == 1 {
+			return nil, nil
+		}
+		if s.nextStatus = s.began.Add(p.patience); time.Now().Before(s.nextStatus) {
+			return nil, nil
+		}
+		return nil, &departure{&Error{Code: "primary-host", Msg: "the primary host " + p.opts.PrimaryHost + " is not online at this broker",
+			Try: "nothing: the next one of uplink.fallback is tried"}}
 	}
 	return p.births(), nil
 }

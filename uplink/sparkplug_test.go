@@ -166,6 +166,7 @@ func TestSparkplug(t *testing.T) {
 	t.Run("life", func(t *testing.T) { life(t, j, true, false) })
 	t.Run("life with names and types", func(t *testing.T) { life(t, newJudge(), false, true).report(t) })
 	t.Run("primary host", func(t *testing.T) { primaryHost(t, j) })
+	t.Run("two brokers", func(t *testing.T) { twoBrokers(t, j) })
 	for id := range j.seen {
 		t.Run(id, func(t *testing.T) {
 			for _, b := range j.broken[id] {
@@ -494,5 +495,33 @@ func TestRebirthCuts(t *testing.T) {
 	}
 	if _, again, _, ok, _ := s.order.pick(0, 10); !ok || again.Seq != item.Seq {
 		t.Error("the batch does not come again")
+	}
+}
+
+// twoBrokers: a broker without the primary host is left for the next one.
+func twoBrokers(t *testing.T, j *judge) {
+	a, b := newScript(t, sim.ScriptOptions{}), newScript(t, sim.ScriptOptions{})
+	e := newEdge(t)
+	e.take(laneData, e.meter(1))
+	up := newNode(t, "mqtt://"+a.Addr(), e, &memory{}, func(o *Options) {
+		o.Fallback = []string{"mqtt://" + b.Addr()}
+		o.Sparkplug.PrimaryHost = "scada"
+	})
+	up.speaker.(*sparkplug).patience = 50 * time.Millisecond
+	u := start(t, up, e)
+	walked := false
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && !walked; time.Sleep(5 * time.Millisecond) {
+		b.Say("spBv1.0/STATE/scada", true, []byte(`{"online":true,"timestamp":5}`))
+		walked = len(heardBy(b, "NBIRTH", "")) > 0
+	}
+	j.must(walked, "no birth at the second broker", "operational-behavior-primary-application-state-with-multiple-servers-walk")
+	e.drained(t, "data at the second broker")
+	goneBy(a, 1)
+	n, clean := a.Connections()
+	m, _ := b.Connections()
+	j.must(n == clean && n >= 1 && m >= 1, fmt.Sprintf("%d connections to the first broker, %d ended", n, clean), "operational-behavior-primary-application-state-with-multiple-servers-single-server")
+	u.stop()
+	if len(heardBy(a, "NBIRTH", "")) != 0 {
+		t.Error("born where the host is not")
 	}
 }
