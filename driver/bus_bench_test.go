@@ -29,7 +29,7 @@ type ptyBus struct {
 	ideal    time.Duration // of the exchanges with units that answer
 	alive    int           // requests to them
 	shortest time.Duration
-	last     time.Time // when the last byte of an answer had gone
+	last     time.Time // when the last bytes of an answer went
 }
 
 // at waits until a moment, the last part of it awake.
@@ -78,14 +78,16 @@ func (p *ptyBus) serve() {
 		ans := p.enc.encode(unit, pdu.FunctionCode, append([]byte{byte(2 * count)}, make([]byte, 2*count)...), nil)
 		begin := got.Add(8*char + p.turn)
 		step := max(1, int(2*time.Millisecond/char))
+		var last time.Time // before the write: the line may have the bytes before it returns
 		for i := 0; i < len(ans); {
 			j := min(i+step, len(ans))
 			at(begin.Add(time.Duration(j) * char))
+			last = time.Now()
 			p.master.Write(ans[i:j])
 			i = j
 		}
 		p.mu.Lock()
-		p.last = time.Now()
+		p.last = last
 		p.mu.Unlock()
 	}
 }

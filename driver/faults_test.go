@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -152,13 +154,16 @@ func TestDeviceChanges(t *testing.T) {
 		if len(issues) > 0 {
 			t.Fatal(issues)
 		}
+		var mu sync.Mutex // of what the device holds and what was told
 		regs := []uint16{0x4048, 0xF5C3, 5, 65535, 0x4367, 0x6666}
 		moved := false
 		bus := &memoryBus{pacedBus: pacedBus{turn: 5 * time.Millisecond}, read: func(addr, count int) []uint16 {
+			mu.Lock()
+			defer mu.Unlock()
 			if moved && addr < 4 && addr+count > 2 {
 				return nil
 			}
-			return regs[addr : addr+count]
+			return slices.Clone(regs[addr : addr+count])
 		}}
 		bus.mode, _ = parseLine("9600 8N1")
 		l, err := Open(Options{Name: "b", Connect: "rtu:///dev/paced", Line: "9600 8N1",
@@ -172,15 +177,19 @@ func TestDeviceChanges(t *testing.T) {
 		done := make(chan error)
 		go func() {
 			done <- l.Run(ctx, func(g *telemetry.Group) {
+				mu.Lock()
+				defer mu.Unlock()
 				for _, r := range g.Readings {
 					last[r.Point] = r
 				}
 			})
 		}()
+		set := func(f func()) { mu.Lock(); f(); mu.Unlock() }
 		want := func(what string, says ...string) {
 			t.Helper()
 			time.Sleep(3 * time.Second)
-			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			for i, s := range says {
 				r := last[uint32(i)]
 				if got := fmt.Sprintf("%s %s %s", r.Value, r.Quality, r.Cause); strings.TrimSpace(got) != s {
@@ -189,16 +198,15 @@ func TestDeviceChanges(t *testing.T) {
 			}
 		}
 		want("well", "3.14 good", "5 good", "65535 good", "231.4 good")
-		regs[0], regs[1], regs[2] = 0x7FC0, 0, 0x8000
+		set(func() { regs[0], regs[1], regs[2] = 0x7FC0, 0, 0x8000 })
 		want("NaN and the marker", "- fault nan", "- fault marker", "65535 good", "231.4 good")
-		regs[0], regs[2], regs[3] = 0x7F80, 101, 0
+		set(func() { regs[0], regs[2], regs[3] = 0x7F80, 101, 0 })
 		want("infinity, out of range, wrapped", "- fault nan", "101 range", "0 good", "231.4 good")
-		regs[0], regs[1], regs[4], regs[5] = 0x4048, 0xF5C3, 0x6666, 0x4367
+		set(func() { regs[0], regs[1], regs[4], regs[5] = 0x4048, 0xF5C3, 0x6666, 0x4367 })
 		want("the words change places", "3.14 good", "101 range", "0 good", "2.7184691e+23 range")
-		moved = true
+		set(func() { moved = true })
 		want("registers vanish", "3.14 good", "- comm illegal-address", "- comm illegal-address", "2.7184691e+23 range")
-		moved = false
-		regs[2] = 7
+		set(func() { moved, regs[2] = false, 7 })
 		time.Sleep(2 * time.Minute) // asked again after a minute
 		want("and come back", "3.14 good", "7 good", "0 good", "2.7184691e+23 range")
 		cancel()
