@@ -165,6 +165,21 @@ func TestThingsBoard(t *testing.T) {
 			}
 		}
 	}
+	// On a new connection the devices are connected anew.
+	before := len(got)
+	u = start(t, platform(t, "mqtt://"+b.Addr(), "thingsboard", e, &memory{}, nil), e)
+	connects := func(conn int) (n int) {
+		for _, a := range b.Received()[before:] {
+			if a.Topic == tbConnect && a.Conn == conn {
+				n++
+			}
+		}
+		return n
+	}
+	eventually(t, 5*time.Second, "connected", func() bool { return connects(2) == 4 })
+	b.Cut()
+	eventually(t, 5*time.Second, "connected again", func() bool { return connects(3) == 4 })
+	u.stop()
 	if v := b.Promises()[0]; v.Topic != "" {
 		t.Errorf("a will that nobody reads: %+v", v)
 	}

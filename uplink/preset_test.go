@@ -43,7 +43,10 @@ func TestAzure(t *testing.T) {
 	src := newStore(t).add(laneData, 3).add(laneEvent, 1)
 	u := start(t, up, src)
 	renewed := func() bool { n, _ := b.Connections(); return n >= 3 }
-	for !renewed() {
+	for end := time.Now().Add(10 * time.Second); !renewed(); {
+		if time.Now().After(end) {
+			t.Fatal("the token is not renewed")
+		}
 		src.add(laneData, 1)
 		time.Sleep(10 * time.Millisecond)
 	}

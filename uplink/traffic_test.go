@@ -222,7 +222,7 @@ func TestTraffic(t *testing.T) {
 			told := float64(want.Out + want.In)
 			t.Logf("%s %s: measured %.2f MB a month, told %.2f MB (%+.1f %%); a batch of %d: %.0f bytes out, %.0f in; a status %.0f",
 				x.shape, x.compress, got/1e6, told/1e6, 100*(told/got-1), x.readings, batchOut, batchIn, statusBytes)
-			if told < 0.9*got || told > 1.1*got {
+			if told < 0.94*got || told > 1.06*got { // a tenth is promised; the readings of the test are other ones
 				t.Errorf("told %.2f MB, measured %.2f MB", told/1e6, got/1e6)
 			}
 			if x.most > 0 && got > x.most*1e6 {
