@@ -19,8 +19,8 @@ import (
 )
 
 type scanFlags struct {
-	bauds    []int
-	modes    []string
+	bauds    string
+	modes    string
 	ids      string
 	timeout  time.Duration
 	fast     bool
@@ -60,8 +60,8 @@ Exit code 0 something found, 1 nothing, 75 the port is in use.`,
 			return a.scan(cmd.Context(), a.configAmong(args, &f.config), &f)
 		},
 	}
-	c.Flags().IntSliceVar(&f.bauds, "baud", nil, "speeds to try, `LIST` such as 9600,19200 (default: the usual 18 settings)")
-	c.Flags().StringSliceVar(&f.modes, "mode", nil, "formats to try, `LIST` such as 8N1,8E1")
+	c.Flags().StringVar(&f.bauds, "baud", "", "speeds to try, `LIST` such as 9600,19200 (default: the usual 18 settings)")
+	c.Flags().StringVar(&f.modes, "mode", "", "formats to try, `LIST` such as 8N1,8E1")
 	c.Flags().StringVar(&f.ids, "ids", "", "units to ask, `LIST` such as 1-247 or 1,5,10-20")
 	c.Flags().DurationVar(&f.timeout, "timeout", 0, "how long a unit may take to begin its answer (default 100ms, network 500ms)")
 	c.Flags().BoolVar(&f.fast, "fast", false, "only units 1 to 16 and those that profiles come with")
@@ -218,10 +218,7 @@ func samePlace(a, b string) bool {
 // parseIDs reads 1-247, or 1,5,10-20.
 func parseIDs(s string) ([]int, error) {
 	var out []int
-	for _, part := range strings.Split(s, ",") {
-		if part = strings.TrimSpace(part); part == "" {
-			continue
-		}
+	for _, part := range fields(s) {
 		lo, hi, span := strings.Cut(part, "-")
 		if !span {
 			hi = lo
@@ -240,8 +237,22 @@ func parseIDs(s string) ([]int, error) {
 	return out, nil
 }
 
+// fields takes a list with commas apart.
+func fields(list string) []string {
+	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
 // scanLines makes line settings of speeds and formats; none if neither is given.
-func scanLines(bauds []int, modes []string) ([]string, error) {
+func scanLines(speeds, formats string) ([]string, error) {
+	var bauds []int
+	for _, s := range fields(speeds) {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			return nil, usage{fmt.Errorf("--baud %q: write speeds such as 9600,19200", speeds)}
+		}
+		bauds = append(bauds, n)
+	}
+	modes := fields(formats)
 	if len(bauds) == 0 && len(modes) == 0 {
 		return nil, nil
 	}
