@@ -177,7 +177,7 @@ func TestDeadUnit(t *testing.T) {
 		_, is := dead.Load(unit)
 		return fault{silent: is}
 	}
-	o := Options{Name: "b", Connect: "rtu://" + s.onPTY(t), Line: "115200 8N1", Timeout: 100 * time.Millisecond}
+	o := Options{Name: "b", Connect: "rtu://" + s.onPTY(t), Line: "115200 8N1", Timeout: 500 * time.Millisecond}
 	for u := range 8 {
 		o.Devices = append(o.Devices, Device{Name: fmt.Sprintf("d%d", u+1), Unit: u + 1, Every: 50 * time.Millisecond,
 			Map: custom(t, 2), Base: uint32(u * 10)})

@@ -155,14 +155,14 @@ func TestTLSRuns(t *testing.T) {
 		case 3:
 			return fault{name: "split", pieces: 5, split: 3 * time.Millisecond}
 		case 7:
-			return fault{name: "late", delay: 120 * time.Millisecond}
+			return fault{name: "late", delay: 400 * time.Millisecond}
 		case 11:
 			return fault{name: "short", short: true}
 		}
 		return fault{}
 	}
 	s.listen(t, tls.NewListener(ln, conf))
-	l := open(t, Options{Name: "plant", Connect: "tls://" + ln.Addr().String(), Timeout: 60 * time.Millisecond, TLS: clientFiles(dir),
+	l := open(t, Options{Name: "plant", Connect: "tls://" + ln.Addr().String(), Timeout: 250 * time.Millisecond, TLS: clientFiles(dir),
 		Devices: []Device{{Name: "d", Unit: 17, Every: 50 * time.Millisecond, Map: custom(t, 1)}}})
 	var c tally
 	for i := range 60 {
