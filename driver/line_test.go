@@ -210,7 +210,7 @@ func TestDeadUnit(t *testing.T) {
 		t.Errorf("seen: %s", e.Seen)
 	}
 	dead.Delete(byte(8))
-	took := until(t, 12*time.Second, "unit 8 serves again", func() bool { return l.Stats().Devices[7].State == "ok" })
+	took := until(t, 40*time.Second, "unit 8 serves again", func() bool { return l.Stats().Devices[7].State == "ok" })
 	t.Logf("back after %v", took)
 }
 
