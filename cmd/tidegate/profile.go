@@ -179,6 +179,11 @@ func (a *app) profileTest(names []string) error {
 		if err != nil {
 			return err
 		}
+		if isFile(name) && !a.json {
+			for _, s := range p.Unusual() {
+				fmt.Fprintf(a.out, "%-24s note  %s\n", p.Name, s)
+			}
+		}
 		results := p.Test()
 		if len(results) == 0 {
 			unverified++
@@ -216,9 +221,14 @@ func (a *app) profileTest(names []string) error {
 	return nil
 }
 
+// isFile says whether a profile is named by its file.
+func isFile(name string) bool {
+	return strings.HasSuffix(name, ".yaml") || strings.HasSuffix(name, ".yml")
+}
+
 // profileNamed is a profile of the library, or of a file of the user's own.
 func (a *app) profileNamed(lib *profile.Library, name string) (*profile.Profile, error) {
-	if !strings.HasSuffix(name, ".yaml") && !strings.HasSuffix(name, ".yml") {
+	if !isFile(name) {
 		p, err := lib.Get(name)
 		if err != nil {
 			return nil, profileFailure(name, err)
