@@ -145,7 +145,7 @@ func Overhear(ctx context.Context, connect, line string, take func(Traffic) erro
 	}
 	var st stream
 	if at.serial {
-		st, err = openPort(at.addr, mode)
+		st, err = openPort(at.addr, mode, nil)
 	} else {
 		st, err = dialTCP(ctx, at.addr, 10*time.Second)
 	}
