@@ -238,7 +238,17 @@ func (p *parser) units(b *driver.Options, path string, at end) {
 			d.Unit = d.Map.Unit
 		}
 		own := d.Map != nil && d.Unit == d.Map.Unit // some devices answer to 254 or 255 whatever they are set to
+		meter := d.Map != nil && d.Map.MBus()
 		switch {
+		case meter && d.Address != "":
+			if given {
+				p.doc.Report(key, document.CodeValue, "unit: a meter is called by its unit or by its address, not by both", "remove one of them")
+			}
+			continue
+		case meter && !given && d.Unit == 0:
+			p.doc.Report(key, document.CodeMissing, fmt.Sprintf(`"unit" is missing in %s.devices.%s`, path, d.Name),
+				"write the primary address that is set in the meter, or address: with the 8 digits printed on it")
+			continue
 		case !given && d.Unit == 0:
 			p.doc.Report(key, document.CodeMissing, fmt.Sprintf(`"unit" is missing in %s.devices.%s`, path, d.Name),
 				"write the address that is set in the device, 1 to 247")

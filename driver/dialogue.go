@@ -33,6 +33,8 @@ func newDialogue(d *device) (dialogue, error) {
 	switch {
 	case m.Contacts():
 		return newContacts(d), nil
+	case m.MBus():
+		return newMeterBus(d)
 	case m.Handshake.Asks():
 		return newReadout(d), nil
 	case m.Polled():

@@ -28,6 +28,7 @@ import (
 	"strings"
 	"time"
 
+	"tidegate/driver/mbus"
 	"tidegate/driver/profile"
 	"tidegate/internal/clock"
 )
@@ -70,10 +71,10 @@ type Options struct {
 type Device struct {
 	Name    string          `yaml:"-"`
 	Profile string          `yaml:"profile" doc:"Name of the device profile; tidegate profile list shows them."`
-	Unit    int             `yaml:"unit" min:"0" max:"65535" doc:"Unit address: for Modbus 1 to 247 (0 to 255 on TCP), for serial devices that have one what is set in them; default: the profile's."`
+	Unit    int             `yaml:"unit" min:"0" max:"65535" doc:"Unit address: for Modbus 1 to 247 (0 to 255 on TCP), for serial devices that have one what is set in them; M-Bus: the primary address, 0 to 250, or 254 for the only meter on a line; default: the profile's."`
 	Every   time.Duration   `yaml:"every" doc:"Period of polling; default: the profile's, else 10s."`
 	Timeout time.Duration   `yaml:"timeout" doc:"How long this device may take to answer, if not as the line says."`
-	Address string          `yaml:"address" doc:"Number by which a meter is called on a line with several (IEC 62056-21); any meter answers if not given."`
+	Address string          `yaml:"address" doc:"Number by which a meter is called on a line with several: IEC 62056-21, where any meter answers if none is given; M-Bus: the secondary address, 8 digits or all 16, in the place of a unit."`
 	MaxBaud int             `yaml:"max_baud" min:"0" max:"19200" doc:"Highest speed that a meter is asked to go to (IEC 62056-21); default: what it offers."`
 	Gap     time.Duration   `yaml:"gap" doc:"Silence this device wants before a request, if more than the line's and the profile's."`
 	Wake    *profile.Wake   `yaml:"wake" doc:"What wakes this device before a request, if not as the profile says."`
@@ -208,12 +209,21 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 			report(path, "this device has neither a profile nor points", "write profile: NAME, or points:")
 		}
 		asks := d.Map != nil && d.Map.Handshake.Asks()
+		meter := d.Map != nil && d.Map.MBus()
 		if err := checkAddress(d.Address); err != nil {
 			report(path+".address", err.Error(), "")
 		} else if d.Address != "" && !asks && d.Map != nil {
 			report(path+".address", "this device is not called by a number", "remove it")
 		}
-		if d.MaxBaud != 0 && d.Map != nil && (!asks || !profile.IsBaud(d.MaxBaud)) {
+		if meter {
+			if _, err := meterMask(d.Address); err != nil && d.Address != "" {
+				report(path+".address", err.Error(), "")
+			}
+			if u := d.unit(); u > mbus.MaxUnit && u != mbus.Any {
+				report(path+".unit", fmt.Sprintf("unit %d is no primary address of an M-Bus meter", u), "write 0 to 250, or 254 for the only meter on a line")
+			}
+		}
+		if d.MaxBaud != 0 && d.Map != nil && (!asks || meter || !profile.IsBaud(d.MaxBaud)) {
 			report(path+".max_baud", fmt.Sprintf("%d is no speed that this device can be asked for", d.MaxBaud), "for a meter that is read out by IEC 62056-21 write 300, 600, 1200, 2400, 4800, 9600 or 19200")
 		}
 		if err == nil && d.Map != nil && d.Map.Contacts() && !e.serial {

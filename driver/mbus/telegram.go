@@ -167,7 +167,10 @@ func MakerCode(name string) (code uint16, ok bool) {
 // Address returns the secondary address: sixteen hexadecimal digits as they
 // are sent, identification number, maker, version and device type.
 func (t *Telegram) Address() string {
-	m, _ := MakerCode(t.Maker)
+	var m uint16
+	for i := range len(t.Maker) {
+		m = m<<5 | uint16(t.Maker[i]-64)
+	}
 	return fmt.Sprintf("%s%02X%02X%02X%02X", t.ID, byte(m), byte(m>>8), t.Version, t.Device)
 }
 

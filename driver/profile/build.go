@@ -44,6 +44,9 @@ func (p *Profile) build(r report) {
 	if p.Line != "" && !lineForm.MatchString(p.Line) {
 		r("line", fmt.Sprintf("%q is no line setting", p.Line), "write the baud rate and the format, such as 9600 8N1")
 	}
+	if p.Handshake == nil && p.Frames != nil && p.Frames.Kind == "mbus" {
+		p.Handshake = &Handshake{Kind: "mbus"}
+	}
 	if p.Handshake != nil && p.Frames == nil && p.Transport == "serial" {
 		p.Frames = p.Handshake.frames()
 	}
@@ -141,6 +144,10 @@ func (p *Profile) buildPoint(i int, r report) {
 	if !p.place(pt, c, r) {
 		return
 	}
+	if pt.MBus != nil {
+		p.buildMBus(pt, c, r)
+		return
+	}
 	vt := pt.valueType()
 	if written := textType(pt.Type) || pt.Type == "" && vt == "number"; (c.text != nil) != (written || vt == "string" && c.text != nil) {
 		if c.text != nil {
@@ -195,6 +202,9 @@ func (p *Profile) place(pt *Point, c *codec, r report) bool {
 	if pt.Join != nil {
 		n++
 	}
+	if pt.MBus != nil {
+		n++
+	}
 	text := pt.inText()
 	if text {
 		n++
@@ -234,6 +244,9 @@ func (p *Profile) place(pt *Point, c *codec, r report) bool {
 	switch {
 	case kind == "line" && (pt.Join != nil || pt.At != nil && !columns):
 		r("at", "a line of text has columns, not bytes", "write at: and length: with type: number, hex or string, or field:, key: or nmea:")
+		return false
+	case (kind == "mbus") != (pt.MBus != nil):
+		r("mbus", "telegrams of the M-Bus have records, and nothing else has", "write mbus: {quantity: volume} with handshake: mbus, and no other place")
 		return false
 	case (kind == "modem-lines") != (pt.Modem != ""):
 		r("modem", "only modem lines have names, and nothing else has", "write modem: cts, dsr, ri or dcd with frames: {kind: modem-lines}")

@@ -33,6 +33,7 @@ type codec struct {
 	words  map[uint64]telemetry.Value // enum
 	flags  []flagWord
 	last   atomic.Pointer[lastText]
+	mbus   *mbusSource  // of a point in M-Bus telegrams; else nil
 	text   []textSource // sources of a text point
 	spot   *spot        // what a point of a binary frame has beyond its offset; nil = nothing
 }

@@ -10,7 +10,7 @@ import (
 
 // Frames says how the bytes of a serial device are cut into frames.
 type Frames struct {
-	Kind string `yaml:"kind" required:"true" enum:"line,counted,fixed,delimited,sequence,obis,modem-lines" doc:"line: text up to a line end; counted: binary with sync bytes and a length; fixed: always of one size; delimited: between a first and a last byte; sequence: a number of fixed frames that belong together; obis: telegrams of P1 ports and IEC 62056-21; modem-lines: the input lines of a serial port as contacts."`
+	Kind string `yaml:"kind" required:"true" enum:"line,counted,fixed,delimited,sequence,obis,modem-lines,mbus" doc:"line: text up to a line end; counted: binary with sync bytes and a length; fixed: always of one size; delimited: between a first and a last byte; sequence: a number of fixed frames that belong together; obis: telegrams of P1 ports and IEC 62056-21; modem-lines: the input lines of a serial port as contacts; mbus: frames of an M-Bus, which handshake: mbus brings along."`
 
 	Start string `yaml:"start" doc:"Line: first character of every line, one character or STX; $ or ! with check: nmea."`
 	End   string `yaml:"end" doc:"Line: what ends it: CR, LF, CRLF, LFLF (an empty line ends a block of lines), or one character; CRLF if not given. LF and CRLF take each other."`
@@ -94,6 +94,7 @@ type rawFrames struct {
 	patterns  []*regexp.Regexp
 	records   *Records
 	unit      *Many
+	mbus      bool
 }
 
 // build checks the frames and prepares them.
@@ -120,13 +121,18 @@ func (f *Frames) build(r report) rawFrames {
 		if out.check.Kind != "none" || f.Max != 0 || len(f.Tail) > 0 || f.Records != nil || f.Thin != 0 || f.Debounce < 0 || f.Debounce > time.Minute {
 			r("", "modem lines have at most a time of debounce, 0 to 1m", "write frames: {kind: modem-lines, debounce: 100ms}")
 		}
+	case "mbus":
+		out.mbus, out.sync, out.least, out.max = true, []byte{0x68}, 9, 261
+		if out.check.Kind != "none" || f.Max != 0 || len(f.Tail) > 0 || f.Records != nil || f.Thin != 0 {
+			r("", "a frame of the M-Bus has its own form and check", "write frames: {kind: mbus}")
+		}
 	case "obis":
 		out.obis = true
 		if c := out.check; c.Kind != "none" && c != (Check{Kind: "crc16-arc"}) && c != (Check{Kind: "xor"}) || f.Max != 0 || len(f.Tail) > 0 || f.Records != nil {
 			r("", "a telegram has its own form and check", "write frames: {kind: obis}, with check: crc16-arc or check: xor if every telegram must have one")
 		}
 	default:
-		r("kind", fmt.Sprintf("%q is no kind of frame", f.Kind), "write kind: line, counted, fixed, delimited, sequence, obis or modem-lines")
+		r("kind", fmt.Sprintf("%q is no kind of frame", f.Kind), "write kind: line, counted, fixed, delimited, sequence, obis, mbus or modem-lines")
 	}
 	f.foreign(r)
 	if f.Unit != nil {

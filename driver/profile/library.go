@@ -281,6 +281,8 @@ func (p *Profile) Describe() Info {
 		switch {
 		case c.table != 0:
 			at.Table, at.Manual = c.table.String(), ManualNumber(c.table, c.addr)
+		case pt.MBus != nil:
+			at.Field = pt.MBus.String()
 		case pt.Modem != "":
 			at.Field = strings.ToUpper(pt.Modem)
 		case pt.OBIS != "":

@@ -21,6 +21,8 @@ func (f *rawFrames) look(b []byte) (v verdict, n int) {
 		return noise, 0
 	}
 	switch {
+	case f.mbus:
+		return lookMBus(b)
 	case f.delimited:
 		return f.lookDelimited(b)
 	case f.part > 0:

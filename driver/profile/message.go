@@ -20,6 +20,8 @@ func (p *Profile) DecodeFrame(raw []byte, base uint32, dst []telemetry.Reading) 
 	switch {
 	case p.Frames == nil:
 		return dst
+	case p.raw.mbus:
+		return p.decodeMBus(raw, base, dst)
 	case p.raw.obis:
 		dst, _ = p.DecodeTimed(raw, base, dst, nil)
 		return dst

@@ -95,7 +95,8 @@ type Point struct {
 	NMEA   string             `yaml:"nmea" doc:"Sentence type without the talker, such as MWV."`
 	XDR    *XDR               `yaml:"xdr" doc:"Transducer of an XDR sentence, chosen by its name."`
 	OBIS   string             `yaml:"obis" doc:"Telegram: the code of the value, such as 1-0:1.8.1; n stands for any channel: 0-n:24.2.1."`
-	Device []int              `yaml:"device" doc:"Telegram: types of the device on the channel n: 3 gas, 4 heat, 6 and 7 water. With several, the newest value counts."`
+	Device []int              `yaml:"device" doc:"Telegram: types of the device on the channel n: 3 gas, 4 heat, 6 and 7 water. With several, the newest value counts. M-Bus: types of the meter that has this point."`
+	MBus   *MBus              `yaml:"mbus" doc:"M-Bus: which record of the telegram it is."`
 	Key    string             `yaml:"key" doc:"Text of pairs such as SPO2=098: the key before the value."`
 	Group  string             `yaml:"group" doc:"Named group of the patterns of the frames."`
 	Join   []Bits             `yaml:"join" doc:"Binary frame: bits of several bytes make the number, the most significant first."`
@@ -278,7 +279,7 @@ func (pt *Point) valueType() string {
 		return "bit"
 	case pt.Type != "":
 		return pt.Type
-	case pt.inText():
+	case pt.inText(), pt.MBus != nil && len(pt.Bits) == 0:
 		return "number"
 	}
 	return "u16"

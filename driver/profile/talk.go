@@ -42,7 +42,7 @@ func (p *Profile) Contacts() bool { return p.Frames != nil && p.Frames.Kind == "
 // Addressed says whether a serial device has a unit address: one that is
 // sent to it, or that stands in its frames.
 func (p *Profile) Addressed() bool {
-	if p.Frames != nil && p.Frames.Unit != nil {
+	if p.Frames != nil && p.Frames.Unit != nil || p.MBus() {
 		return true
 	}
 	for _, list := range p.Talk.lists() {
