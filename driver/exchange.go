@@ -65,7 +65,7 @@ func (l *Line) request(ctx context.Context, op string, id uint8, a *ask) (Reply,
 	if l.at.kind == kindListen {
 		return fail(fmt.Errorf("%w: the devices of this line talk by themselves", ErrRequest))
 	}
-	if l.at.kind != kindTCP && (id == 0 || id > 247) {
+	if l.at.kind != kindTCP && (id == 0 || id > 247 && !l.has(int(id))) {
 		return fail(fmt.Errorf("%w: unit %d is outside 1..247", ErrRequest, id))
 	}
 	for {
@@ -136,4 +136,14 @@ func (l *Line) exchange(ctx context.Context, op string, id uint8, a *ask) (Reply
 		return reply, e
 	}
 	return reply, nil
+}
+
+// has says whether a device of the configuration has this unit address.
+func (l *Line) has(unit int) bool {
+	for _, d := range l.devices {
+		if d.opt.unit() == unit {
+			return true
+		}
+	}
+	return false
 }

@@ -41,6 +41,7 @@ type Line struct {
 	absent   time.Time // before it no absent unit is probed
 	techFree time.Time // before it no technician is served while Run runs
 	group    telemetry.Group
+	taps     []*tap    // who listens to the bytes
 	warned   string    // code of the trouble that was logged last; "" when all is well
 	trouble  time.Time // when that trouble began
 
@@ -363,7 +364,8 @@ func (l *Line) ensureOpen(ctx context.Context) error {
 		pause(ctx, l.opt.AfterConnect)
 		now = time.Now()
 	}
-	l.wire.attach(st, now)
+	l.wire.attach(l.tapped(st), now)
+	tellTaps(l.taps, "open", now, nil)
 	l.open.good, l.open.missed, l.open.seen = 0, 0, now
 	l.restart()
 	l.setState("open", nil)
@@ -422,6 +424,7 @@ func (l *Line) hangUp(err error) {
 	l.wire.st.Close()
 	l.wire.st = nil
 	now := time.Now()
+	tellTaps(l.taps, "gone", now, nil)
 	if err == nil {
 		l.open.next = now
 		l.setState("idle", nil)

@@ -146,7 +146,7 @@ func (a *app) root() *cobra.Command {
 		}
 	}
 	add("setup", a.checkCmd(), a.uplinkCmd(), a.demoCmd(), a.simCmd())
-	add("cabinet", a.scanCmd(), a.readCmd(), a.writeCmd(), a.watchCmd(), a.profileCmd())
+	add("cabinet", a.scanCmd(), a.readCmd(), a.writeCmd(), a.watchCmd(), a.captureCmd(), a.profileCmd())
 	add("well", a.statusCmd(), a.bufferCmd(), a.verifyCmd())
 	add("service", a.runCmd())
 	root.AddCommand(a.versionCmd(), exitCodesTopic())

@@ -57,14 +57,7 @@ func (a *app) profileCmd() *cobra.Command {
 			Args:  atLeast(1, 1, "the name of a profile"),
 			RunE:  func(_ *cobra.Command, args []string) error { return a.profileShow(args[0]) },
 		},
-		&cobra.Command{
-			Use:   "test [NAME|FILE...]",
-			Short: "decode the recorded examples of profiles and compare",
-			Long: "Decodes the examples of the named profiles, of files of your own (NAME.yaml),\n" +
-				"or of the whole library, and compares each value. Exit code 1 when one differs.",
-			Args: cobra.ArbitraryArgs,
-			RunE: func(_ *cobra.Command, args []string) error { return a.profileTest(args) },
-		})
+		a.profileTestCmd())
 	return c
 }
 
@@ -165,60 +158,14 @@ func profileFailure(name string, err error) error {
 	return &status.Failure{Code: "profile-invalid", What: err.Error(), Exit: exitData}
 }
 
-func (a *app) profileTest(names []string) error {
-	lib, err := a.library()
-	if err != nil {
-		return err
-	}
-	if len(names) == 0 {
-		names = lib.Names()
-	}
-	passed, failed, unverified := 0, 0, 0
-	for _, name := range names {
-		p, err := a.profileNamed(lib, name)
-		if err != nil {
-			return err
-		}
-		results := p.Test()
-		if len(results) == 0 {
-			unverified++
-			if !a.json {
-				fmt.Fprintf(a.out, "%-24s unverified: no example\n", p.Name)
-			}
-		}
-		good := 0
-		for _, r := range results {
-			if r.OK() {
-				good++
-			} else if !a.json {
-				fmt.Fprintf(a.out, "%-24s FAIL  %s\n    %s\n", p.Name, r.Name, strings.Join(r.Failures, "\n    "))
-			}
-		}
-		passed, failed = passed+good, failed+len(results)-good
-		if a.json {
-			printJSON(a.out, struct {
-				Schema string           `json:"schema"`
-				Name   string           `json:"name"`
-				Passed int              `json:"passed"`
-				Failed int              `json:"failed"`
-				Result []profile.Result `json:"results"`
-			}{"tidegate.profile-test/1", p.Name, good, len(results) - good, results})
-		} else if good > 0 {
-			fmt.Fprintf(a.out, "%-24s ok    %d examples\n", p.Name, good)
-		}
-	}
-	if !a.json {
-		fmt.Fprintf(a.out, "%d examples passed, %d failed, %d profiles unverified\n", passed, failed, unverified)
-	}
-	if failed > 0 {
-		return exit(exitFindings)
-	}
-	return nil
+// isFile says whether a profile is named by its file.
+func isFile(name string) bool {
+	return strings.HasSuffix(name, ".yaml") || strings.HasSuffix(name, ".yml")
 }
 
 // profileNamed is a profile of the library, or of a file of the user's own.
 func (a *app) profileNamed(lib *profile.Library, name string) (*profile.Profile, error) {
-	if !strings.HasSuffix(name, ".yaml") && !strings.HasSuffix(name, ".yml") {
+	if !isFile(name) {
 		p, err := lib.Get(name)
 		if err != nil {
 			return nil, profileFailure(name, err)

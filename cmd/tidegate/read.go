@@ -178,7 +178,7 @@ func address(s string) (connect string, ok bool) {
 		return "", false
 	}
 	switch scheme {
-	case "rtu", "ascii", "tcp", "rtu+tcp":
+	case "rtu", "ascii", "tcp", "rtu+tcp", "serial", "serial+tcp":
 		if strings.HasPrefix(rest, "//") {
 			return s, true
 		}

@@ -254,6 +254,7 @@ func openAddress(connect string, unit, baud int, mode string, timeout time.Durat
 	if len(issues) > 0 {
 		return nil, errors.New(issues[0].Msg)
 	}
+	m.Unit = unit // whatever it is: some devices answer to 254
 	o := driver.Options{Name: strings.Replace(connect, "://", ":", 1), Connect: connect, Timeout: timeout,
 		Devices: []driver.Device{{Name: fmt.Sprintf("unit-%d", unit), Unit: max(unit, 1), Points: m.Points, Map: m}}}
 	if !strings.HasPrefix(connect, "tcp:") && !strings.HasPrefix(connect, "rtu+tcp:") {

@@ -2,6 +2,7 @@ package profile
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -210,6 +211,11 @@ func (e *Example) stream(p *Profile) []byte {
 // exception is the code of an exception answer.
 type exception int
 
+// ErrRefused is what errors of refusals are.
+var ErrRefused = errors.New("the device refuses")
+
+func (e exception) Is(target error) bool { return target == ErrRefused }
+
 func (e exception) Error() string { return "the answer is exception " + strconv.Itoa(int(e)) }
 
 // exchange takes the recording apart: what was asked, and the data bytes.
@@ -277,6 +283,27 @@ func dataCount(t Table, data []byte) uint16 {
 	return uint16(len(data) / 2)
 }
 
+// ErrFrame tells that bytes are no sound frame.
+var ErrFrame = errors.New("damaged frames")
+
+// Unwrap returns unit, function and data of a whole Modbus frame whose CRC or
+// MBAP header is right. framing is rtu, ascii or tcp.
+func Unwrap(framing string, frame []byte) ([]byte, error) {
+	return (&Example{Framing: framing}).pdu(frame)
+}
+
+// DecodeExchange returns the readings of a recorded Modbus read: of the
+// points that stand wholly in what was asked. It fails if the frames are
+// damaged, do not belong together, or if the answer refuses.
+func (p *Profile) DecodeExchange(framing string, request, response []byte) ([]telemetry.Reading, error) {
+	req, data, err := (&Example{Framing: framing, Request: request, Response: response}).exchange()
+	if err != nil {
+		return nil, err
+	}
+	req.Points = p.within(req)
+	return p.Decode(req, data, 0, nil), nil
+}
+
 // pdu returns unit, function and data of a whole frame whose CRC or MBAP
 // header is right.
 func (e *Example) pdu(b []byte) ([]byte, error) {
@@ -285,6 +312,17 @@ func (e *Example) pdu(b []byte) ([]byte, error) {
 			return nil, errors.New("no Modbus TCP frame")
 		}
 		return b[6:], nil
+	}
+	if e.Framing == "ascii" {
+		text := strings.TrimRight(string(b), "\r\n")
+		raw, err := hex.DecodeString(strings.TrimPrefix(text, ":"))
+		if err != nil || !strings.HasPrefix(text, ":") || len(raw) < 4 {
+			return nil, errors.New("no Modbus ASCII frame")
+		}
+		if sum := (&Check{Kind: "negated-sum"}).value(raw); byte(sum) != 0 {
+			return nil, errors.New("the LRC is wrong")
+		}
+		return raw[:len(raw)-1], nil
 	}
 	if len(b) < 5 {
 		return nil, errors.New("too short for a Modbus RTU frame")

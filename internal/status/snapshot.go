@@ -378,4 +378,7 @@ type API interface {
 	// CheckBuffer reads and decodes every batch that waits.
 	CheckBuffer(ctx context.Context) (BufferCheck, error)
 	TestUplink(ctx context.Context) []Step
+	// Capture calls line with each line of a capture of a bus, until ctx
+	// ends; the first is its header. bus may be a device on it.
+	Capture(ctx context.Context, bus string, line func([]byte) error) error
 }

@@ -121,6 +121,7 @@ func handler(api API) http.Handler {
 		v, err := api.CheckBuffer(r.Context())
 		reply(w, v, err)
 	})
+	mux.HandleFunc("GET /capture", func(w http.ResponseWriter, r *http.Request) { serveCapture(w, r, api) })
 	mux.HandleFunc("POST /uplink/test", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, api.TestUplink(r.Context()), nil)
 	})

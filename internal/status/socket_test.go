@@ -71,7 +71,18 @@ func (fake) Scan(ctx context.Context, q ScanRequest, tell func(ScanEvent)) error
 var scanEnded = make(chan struct{}, 1)
 
 func (fake) CheckBuffer(context.Context) (BufferCheck, error) { return BufferCheck{Batches: 7}, nil }
-func (fake) TestUplink(context.Context) []Step                { return []Step{{Name: "dns", State: OK}} }
+func (fake) Capture(ctx context.Context, bus string, line func([]byte) error) error {
+	if bus != "meters" {
+		return &Failure{Code: "no-such-name", What: "there is no " + bus}
+	}
+	for n := 0; ctx.Err() == nil; n++ {
+		if err := line(fmt.Appendf(nil, "{\"n\":%d}\n", n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+func (fake) TestUplink(context.Context) []Step { return []Step{{Name: "dns", State: OK}} }
 
 func TestSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "agent.sock")
@@ -171,6 +182,22 @@ func TestSocket(t *testing.T) {
 	}
 	if v, err := c.CheckBuffer(ctx); err != nil || v.Batches != 7 {
 		t.Errorf("check %+v, %v", v, err)
+	}
+	enough := errors.New("enough")
+	lines := 0
+	if err := c.Capture(ctx, "meters", func(b []byte) error {
+		if string(b) != fmt.Sprintf("{\"n\":%d}\n", lines) {
+			t.Errorf("line %d of the capture: %s", lines, b)
+		}
+		if lines++; lines == 1000 {
+			return enough
+		}
+		return nil
+	}); !errors.Is(err, enough) {
+		t.Error(err)
+	}
+	if err := c.Capture(ctx, "zebra", func([]byte) error { return nil }); err == nil || !strings.Contains(err.Error(), "zebra") {
+		t.Error(err)
 	}
 	if st, err := c.TestUplink(ctx); err != nil || len(st) != 1 {
 		t.Errorf("test %v, %v", st, err)
