@@ -8,7 +8,7 @@ LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT) -
 # HTTP/2 is left out: only the agent's own socket speaks HTTP.
 BUILD    = CGO_ENABLED=0 $(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false -ldflags "$(LDFLAGS)"
 
-.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-bus proof-many proof-power proof-faults proof-net proof-storm mutants clean
+.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-bus proof-many proof-power proof-faults proof-net proof-storm proof-cluster mutants clean
 
 build: ## the static binary, ./tidegate
 	$(BUILD) -o tidegate ./cmd/tidegate
@@ -96,6 +96,9 @@ proof-net: ## as root: loss, black hole, resets, half-open, 9.6 kbit/s in networ
 OUTAGE ?= 5s
 proof-storm: ## a thousand gateways come back after an outage of their broker
 	cd bench && $(GO) run ./storm -outage $(OUTAGE)
+
+proof-cluster: ## three NATS JetStream servers as brokers; two of them are killed, one after the other
+	cd bench && $(GO) run ./cluster
 
 mutants: ## deliberate breakages that the tests must catch
 	cd bench && $(GO) run ./mutants
