@@ -73,7 +73,8 @@ func TestFlippedBits(t *testing.T) {
 			t.Run(strconv.Itoa(every), func(t *testing.T) {
 				t.Parallel()
 				s := newSlave(kindRTU, seed)
-				rng := rand.New(rand.NewPCG(seed, uint64(lane)))
+				rng := rand.New(rand.NewPCG(seed, uint64(lane)))      // of the goroutine below
+				ask := rand.New(rand.NewPCG(seed, uint64(lane)+1000)) // of this one
 				var noise, whole, damaged atomic.Int64
 				master, path := openPTY(t)
 				flip := func(b []byte) bool {
@@ -123,7 +124,7 @@ func TestFlippedBits(t *testing.T) {
 					Devices: []Device{{Name: "d", Unit: 200, Every: time.Hour, Map: custom(t, 1)}}})
 				var c tally
 				for range 250 {
-					c.read(t, l, s, byte(1+rng.IntN(3)), profile.Holding, uint16(rng.IntN(500)), uint16(1+rng.IntN(20)))
+					c.read(t, l, s, byte(1+ask.IntN(3)), profile.Holding, uint16(ask.IntN(500)), uint16(1+ask.IntN(20)))
 				}
 				t.Logf("%d good of %d whole, %d damaged, %d with noise, %d wrong, %v", c.good, whole.Load(), damaged.Load(), noise.Load(), c.wrong, c.errs)
 				if c.wrong > 0 || noise.Load() == 0 || damaged.Load() == 0 && every < 10000 {
