@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidegate/internal/account"
+	"tidegate/internal/command"
 	"tidegate/internal/status"
 	"tidegate/uplink"
 )
@@ -23,6 +25,7 @@ type verifyFlags struct {
 	topic    string
 	duration time.Duration
 	midway   bool
+	audit    string
 }
 
 func (a *app) verifyCmd() *cobra.Command {
@@ -43,6 +46,9 @@ account begins where listening began.
 Exit code 0 complete (tombstones are listed), 1 incomplete or nothing received.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if f.audit != "" {
+				return a.verifyAudit(f.audit)
+			}
 			book := account.New()
 			switch {
 			case f.broker.URL != "" && len(args) > 0:
@@ -77,6 +83,7 @@ Exit code 0 complete (tombstones are listed), 1 incomplete or nothing received.`
 		},
 	}
 	fl := c.Flags()
+	fl.StringVar(&f.audit, "audit", "", "check the chain of the record of commands in `FILE` instead (audit.log in the buffer's folder)")
 	fl.BoolVar(&f.midway, "midway", false, "the files begin in the middle of the gateways' lives")
 	fl.StringVar(&f.broker.URL, "url", "", "subscribe to this broker: mqtts://HOST[:8883]")
 	fl.StringVar(&f.broker.Identity, "identity", "", "`FOLDER` with ca.crt, client.crt and client.key")
@@ -148,4 +155,29 @@ func (a *app) listen(ctx context.Context, book *account.Book, f *verifyFlags) er
 			fmt.Fprintf(a.err, "%s: %v\n", topic, err)
 		}
 	})
+}
+
+// verifyAudit checks the record of commands.
+func (a *app) verifyAudit(file string) error {
+	n, err := command.Check(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &status.Failure{Code: "no-such-file", What: err.Error(), Exit: exitNoInput}
+	case errors.Is(err, command.ErrChain):
+		return &status.Failure{Code: "audit-chain", What: file + " is not what was written", Seen: err.Error(), Exit: exitFindings,
+			Likely: "somebody has changed it, or the disk is damaged",
+			Try:    "compare it with the events commands/audit that the cloud has"}
+	case err != nil:
+		return err
+	}
+	if a.json {
+		printJSON(a.out, struct {
+			Schema string `json:"schema"`
+			Lines  int    `json:"lines"`
+			OK     bool   `json:"ok"`
+		}{"tidegate.audit/1", n, true})
+		return nil
+	}
+	fmt.Fprintf(a.out, "%d lines, every one follows from the one before\n", n)
+	return nil
 }
