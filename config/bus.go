@@ -47,6 +47,10 @@ func (p *parser) buses() {
 						"a device name is unique in the gateway")
 				}
 				owner[d.Name] = b.Name
+				if d.Name == CommandDevice && p.cfg.Uplink.Commands {
+					p.doc.Report(dpath, document.CodeKey, fmt.Sprintf("%q cannot be the name of a device", d.Name),
+						"the record of the commands is sent under this name; choose another one")
+				}
 			}
 			p.resolve(d, dpath, at)
 		}

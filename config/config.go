@@ -52,6 +52,7 @@ type Gateway struct {
 	ID     string            `yaml:"id" doc:"Name of this gateway: 1 to 64 of A-Z a-z 0-9 . _ -; default: the host name."`
 	Site   string            `yaml:"site" doc:"Where it stands; a level of the MQTT topics."`
 	Labels map[string]string `yaml:"labels" doc:"Free words that are copied into the metadata message."`
+	Clock  string            `yaml:"clock" enum:"kernel,system" doc:"Who vouches for the time: kernel, which knows whether NTP has set it; or system, where something else sets the clock and the kernel does not know."`
 }
 
 // Status is what the gateway shows locally.
@@ -70,7 +71,7 @@ type Log struct {
 // gateway needs buses and an uplink.
 func Defaults() *Config {
 	return &Config{
-		Gateway: Gateway{Site: "site"},
+		Gateway: Gateway{Site: "site", Clock: "kernel"},
 		Writes:  "deny",
 		Buffer:  buffer.Defaults(),
 		Uplink:  uplink.Defaults(),
@@ -163,7 +164,7 @@ type parser struct {
 
 func parse(file string, src []byte, lib *profile.Library) *parser {
 	p := &parser{doc: document.Parse(file, src), lib: lib}
-	p.later()
+	p.misplaced()
 	cfg := Defaults()
 	p.doc.Bind(cfg)
 	p.cfg = cfg
@@ -201,13 +202,22 @@ func (p *parser) result() (*Config, []Problem) {
 		}
 	}
 	p.cfg.devices = points[:len(points):len(points)]
-	p.cfg.catalog = telemetry.NewCatalog(append(points, p.cfg.RuleSet().Points()...))
+	points = append(points, p.cfg.RuleSet().Points()...)
+	if p.cfg.Uplink.Commands {
+		points = append(points, telemetry.Point{Device: CommandDevice, Name: "audit", Kind: "text", Class: telemetry.ClassAlarm})
+	}
+	p.cfg.catalog = telemetry.NewCatalog(points)
 	return p.cfg, problems
 }
 
+// CommandDevice is the name under which the record of commands is sent, line
+// by line, as the point audit. It is the last point of the catalog while
+// commands are on.
+const CommandDevice = "commands"
+
 // Catalog returns the points of all devices in file order and, behind them,
-// those of the rules; the number of a point is its place. The same Catalog
-// is returned each time.
+// those of the rules and of the commands; the number of a point is its place.
+// The same Catalog is returned each time.
 func (c *Config) Catalog() *telemetry.Catalog { return c.catalog }
 
 // RuleSet compiles the rules against the catalog. Each Set has states of its
@@ -241,26 +251,10 @@ func Schema() []byte {
 	return document.Schema(c, "tidegate.yaml")
 }
 
-// unavailable lists words that the design knows and this version does not
-// have, so that the message is more than "unknown".
-var unavailable = []struct{ path, has, words string }{
-	{"uplink.receipts", "false", "true"},
-	{"uplink.commands", "false", "true"},
-}
-
-func (p *parser) later() {
+// misplaced tells of what is written in the form of another program.
+func (p *parser) misplaced() {
 	if p.doc.Has("uplink.url[0]") {
 		p.doc.Report("uplink.url", document.CodeValue, "url: this is the one broker to go to first", "name those that stand in for it under fallback: [URL, ...]")
-	}
-	for _, u := range unavailable {
-		text, _ := p.doc.Text(u.path)
-		for _, w := range strings.Fields(u.words) {
-			if text == w {
-				key := u.path[strings.IndexByte(u.path, '.')+1:]
-				p.doc.Report(u.path, document.CodeValue, fmt.Sprintf("%s: %s is not in this version", key, w),
-					"this version has "+u.has)
-			}
-		}
 	}
 }
 

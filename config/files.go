@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tidegate/buffer"
+	"tidegate/internal/command"
 	"tidegate/internal/document"
 	"tidegate/uplink"
 )
@@ -72,6 +73,11 @@ func (p *parser) files() {
 	p.revoked(o.TLS.CRL)
 	if o.PasswordFile != "" {
 		p.secret("uplink.password_file", o.PasswordFile, codeCert)
+	}
+	if o.CommandKey != "" {
+		if _, err := command.ReadKey(o.CommandKey); err != nil {
+			p.doc.Report("uplink.command_key", codeCert, fmt.Sprintf("command_key: %v", err), "write the public key with: openssl pkey -in command.key -pubout")
+		}
 	}
 	if o.TokenFile != "" {
 		p.secret("uplink.token_file", o.TokenFile, codeCert)

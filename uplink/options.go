@@ -35,8 +35,10 @@ type Options struct {
 	StatusEvery   time.Duration `yaml:"status_every" doc:"Period of the status message; 10s to 24h. Longer on a metered link."`
 	Keepalive     time.Duration `yaml:"keepalive" doc:"A silent link is asked after this time; 1s to 18h."`
 	Backlog       Backlog       `yaml:"backlog" doc:"How what was kept during an outage is sent."`
-	Receipts      bool          `yaml:"receipts" doc:"Wait for the cloud's own receipt; not available yet."`
-	Commands      bool          `yaml:"commands" doc:"Take commands; not available yet."`
+	Receipts      bool          `yaml:"receipts" doc:"Delete a batch only after the cloud's own receipt, not after the broker's acknowledgement; docs/commands.md."`
+	Commands      bool          `yaml:"commands" doc:"Take commands from the cloud; docs/commands.md."`
+	CommandKey    string        `yaml:"command_key" doc:"PEM file with the Ed25519 public key of who may give commands; then only signed ones are taken."`
+	Lockout       string        `yaml:"command_lockout" doc:"While this file is there, every command is refused."`
 	Insecure      string        `yaml:"insecure" enum:",plain-text" doc:"plain-text allows mqtt:// to other hosts than loopback."`
 }
 
@@ -148,11 +150,31 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	if o.Backlog.Rate < 0 {
 		report("backlog.rate", "rate cannot be negative", "0 is no limit")
 	}
-	if o.Receipts {
-		report("receipts", "receipts are not available yet", "leave it false")
+	enveloped := slices.Contains(payload.Shapes(), o.Shape)
+	if o.Receipts && !enveloped {
+		report("receipts", "receipts are of tidegate's own messages; shape "+o.Shape+" has none", "leave it out, or choose another shape")
 	}
-	if o.Commands {
-		report("commands", "commands are not available yet", "leave it false")
+	if o.Commands && !enveloped {
+		report("commands", "commands are of tidegate's own messages; shape "+o.Shape+" has none", "leave it out, or choose another shape")
+	}
+	down := true
+	for _, s := range append([]string{o.URL}, o.Fallback...) {
+		if u, err := parseURL(s); err == nil && u.posts() {
+			down = false
+		}
+	}
+	if !down {
+		for _, w := range []struct {
+			on   bool
+			path string
+		}{{o.Receipts, "receipts"}, {o.Commands, "commands"}} {
+			if w.on {
+				report(w.path, "nothing comes down over HTTPS", "use MQTT, or leave it out")
+			}
+		}
+	}
+	if o.CommandKey != "" && !o.Commands {
+		report("command_key", "commands are off, so nobody signs any", "set commands: true")
 	}
 	if o.Insecure != "" && o.Insecure != "plain-text" {
 		report("insecure", fmt.Sprintf("unknown value %q", o.Insecure), "expected plain-text")

@@ -123,6 +123,12 @@ func (o *order) choose(window, limit int) (loss *Loss, item Item, history, ok bo
 	return nil, item, true, ok, err
 }
 
+// away tells whether a batch is under way, or waits for its receipt.
+func (o *order) away(k key) bool {
+	_, waits := o.u.awaiting[k]
+	return waits || o.flying[k]
+}
+
 // up returns the lowest number from *cursor on, at most limit unless that
 // is 0, that is not in flight.
 func (o *order) up(lane string, cursor *uint64, limit uint64) (Item, bool, error) {
@@ -132,7 +138,7 @@ func (o *order) up(lane string, cursor *uint64, limit uint64) (Item, bool, error
 			return Item{}, false, err
 		}
 		*cursor = item.Seq + 1
-		if k := (key{lane, item.Seq}); !o.flying[k] && !o.u.poison.avoid(k) {
+		if k := (key{lane, item.Seq}); !o.away(k) && !o.u.poison.avoid(k) {
 			return item, true, nil
 		}
 	}
@@ -143,7 +149,7 @@ func (o *order) backlog() (Item, bool, error) {
 	if o.backDone || o.boundary == 0 {
 		return Item{}, false, nil
 	}
-	if rate := o.u.opts.Backlog.Rate; rate > 0 {
+	if rate := o.u.rate; rate > 0 {
 		now := time.Now()
 		o.allowance = min(float64(rate), o.allowance+now.Sub(o.refilled).Seconds()*float64(rate))
 		o.refilled = now
@@ -176,7 +182,7 @@ func (o *order) down() (Item, bool, error) {
 			return Item{}, false, err
 		}
 		o.back = item.Seq - 1
-		if k := (key{laneData, item.Seq}); !o.flying[k] && !o.u.poison.avoid(k) {
+		if k := (key{laneData, item.Seq}); !o.away(k) && !o.u.poison.avoid(k) {
 			return item, true, nil
 		}
 	}
@@ -185,7 +191,7 @@ func (o *order) down() (Item, bool, error) {
 
 // sent charges the backlog's rate.
 func (o *order) sent(bytes int, history bool) {
-	if history && o.u.opts.Backlog.Rate > 0 {
+	if history && o.u.rate > 0 {
 		o.allowance -= float64(bytes)
 	}
 }
@@ -195,7 +201,7 @@ func (o *order) due() time.Time {
 	if !o.waiting {
 		return time.Time{}
 	}
-	wait := -o.allowance / float64(o.u.opts.Backlog.Rate)
+	wait := -o.allowance / float64(o.u.rate)
 	return o.refilled.Add(time.Duration(wait*float64(time.Second)) + time.Millisecond)
 }
 

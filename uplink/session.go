@@ -149,6 +149,10 @@ func (s *session) run(ctx context.Context) error {
 			if err := s.u.speaker.heard(s, m); err != nil {
 				return err
 			}
+		case a := <-s.u.answers():
+			if err := s.answer(a); err != nil {
+				return err
+			}
 		case err := <-s.scout.back:
 			if s.scout.returned(err) {
 				return errBetter
@@ -195,7 +199,7 @@ func (s *session) wake() time.Time {
 
 // room tells whether one more batch or tombstone may be in flight.
 func (s *session) room() bool {
-	return s.window < s.limit() && (s.window == 0 || s.bytes < s.budget.most())
+	return s.window < s.limit() && (s.window == 0 || s.bytes < s.budget.most()) && len(s.u.awaiting) < maxAwaiting
 }
 
 // deadline is when the oldest message must have been acknowledged: the time
@@ -249,6 +253,8 @@ func (s *session) delivered(f *flight) {
 	rtt := acked.Sub(f.at)
 	readings := 0
 	switch {
+	case f.loss != nil && u.opts.Receipts && f.loss.From > 0:
+		u.awaitingLoss[*f.loss] = acked
 	case f.loss != nil:
 		if err := s.src.AckLoss(*f.loss); err != nil {
 			// It stays told on this connection and is told again on the next.
@@ -258,7 +264,11 @@ func (s *session) delivered(f *flight) {
 		}
 	case f.item.Seq != 0:
 		k := key{f.item.Lane, f.item.Seq}
-		s.src.Ack(f.item.Lane, f.item.Seq)
+		if u.opts.Receipts {
+			u.awaiting[k] = acked
+		} else {
+			s.src.Ack(f.item.Lane, f.item.Seq)
+		}
 		delete(s.order.flying, k)
 		delete(u.unacked, k)
 		if u.poison.cleared(k) {
@@ -272,7 +282,7 @@ func (s *session) delivered(f *flight) {
 		s.budget.acked(f.size, rtt, acked)
 	}
 	u.count(func(st *Stats) {
-		st.LastAck, st.RTT, st.InFlight = acked, rtt, s.window
+		st.LastAck, st.RTT, st.InFlight, st.Awaiting = acked, rtt, s.window, len(u.awaiting)
 		if f.counts {
 			st.Acked++
 			st.Readings += uint64(readings)
@@ -387,6 +397,7 @@ func (s *session) announce() (bool, error) {
 	switch {
 	case !now.Before(s.nextStatus):
 		s.nextStatus = now.Add(s.u.tune.status)
+		s.overdue(now)
 		return true, s.say(s.u.speaker.status(s))
 	case !now.Before(s.nextMeta):
 		s.nextMeta = now.Add(s.u.tune.meta)

@@ -132,8 +132,28 @@ func (p *envelopes) will() (message, bool) {
 	return message{topic: p.u.topicOf("status"), body: payload.Status(p.u.state("lost", nil)), retained: true}, true
 }
 
-func (p *envelopes) filters() []string                    { return nil }
-func (p *envelopes) heard(*session, incoming) error       { return nil }
+// filters: a broker that serves a session anew may send the receipts of
+// others first; what they do not cover, they do not touch.
+func (p *envelopes) filters() (f []string) {
+	if p.u.env.Desk != nil {
+		f = append(f, p.u.topicOf("cmd"))
+	}
+	if p.u.opts.Receipts {
+		f = append(f, p.u.topicOf("receipt"))
+	}
+	return f
+}
+
+func (p *envelopes) heard(s *session, m incoming) error {
+	switch {
+	case p.u.opts.Receipts && m.topic == p.u.topicOf("receipt"):
+		s.received(m.body)
+	case p.u.env.Desk != nil && m.topic == p.u.topicOf("cmd"):
+		p.u.env.Desk.Take(m.body, m.retained)
+	}
+	return nil
+}
+
 func (p *envelopes) ready() bool                          { return true }
 func (p *envelopes) status(s *session) ([]message, error) { return p.state("online", s), nil }
 func (p *envelopes) goodbye(s *session) ([]message, error) {

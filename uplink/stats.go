@@ -26,6 +26,8 @@ type Stats struct {
 	Readings  uint64 // readings in acknowledged batches
 
 	InFlight int       // batches waiting for the acknowledgement
+	Awaiting int       // batches acknowledged by the broker that wait for the cloud's receipt
+	Received uint64    // batches with a receipt
 	LastAck  time.Time // zero before the first
 	RTT      time.Duration
 	BytesIn  int64 // on the wire, TLS included

@@ -89,6 +89,7 @@ type Env struct {
 	Clock                  *clock.Clock
 	Logger                 *slog.Logger
 	Health                 func() string // the agent's word on itself, for the status message; may be nil
+	Desk                   Desk          // where commands go; nil while they are not taken
 	// Latest tells the last reading of each point, and when it was taken; may be nil.
 	Latest func(tell func(point int, r telemetry.Reading, at clock.Stamp))
 	Memory Memory // may be nil: nothing is kept then
@@ -118,9 +119,13 @@ type Uplink struct {
 	// of the goroutine of Run
 	until   time.Time    // the credentials of the connection serve no longer; zero: for ever
 	unacked map[key]bool // sent on an earlier connection without a PUBACK
-	poison  suspicion
-	thrown  int         // young connections in a row that the broker closed while nothing was under way
-	unread  map[key]int // failed attempts to read a batch's catalog
+	// With receipts: what has its PUBACK and waits for its receipt, since when.
+	awaiting     map[key]time.Time
+	awaitingLoss map[Loss]time.Time
+	rate         int64 // of the backlog, bytes per second, 0 for no limit
+	poison       suspicion
+	thrown       int         // young connections in a row that the broker closed while nothing was under way
+	unread       map[key]int // failed attempts to read a batch's catalog
 
 	mu      sync.Mutex
 	stats   Stats
@@ -146,6 +151,7 @@ type tuning struct {
 	meta       time.Duration // period of the metadata message
 	retry      time.Duration // after an error of the Source
 	token      time.Duration // life of a token that is made of a device key; 0 is a day
+	receipt    time.Duration // how long a receipt is waited for before the batch is sent again
 	spread     time.Duration // over this, those come back whom the broker closed on after a long session
 	look       time.Duration // between two looks at the certificate files
 	verdict    time.Duration // for a broker's word on our certificate after the handshake
@@ -155,7 +161,7 @@ type tuning struct {
 func defaultTuning() tuning {
 	return tuning{connect: 30 * time.Second, write: 30 * time.Second, ack: 30 * time.Second,
 		grace: 5 * time.Second, backoff: time.Second, backoffMax: 5 * time.Minute, stable: time.Minute,
-		status: time.Minute, meta: 24 * time.Hour, retry: time.Second,
+		status: time.Minute, meta: 24 * time.Hour, retry: time.Second, receipt: 5 * time.Minute,
 		spread: time.Minute, look: 2 * time.Second, verdict: time.Second, home: 10 * time.Minute}
 }
 
@@ -194,7 +200,8 @@ func New(o Options, env Env) (*Uplink, error) {
 	}
 	var err error
 	u := &Uplink{opts: o, env: env,
-		log: env.Logger, unacked: map[key]bool{}, unread: map[key]int{}}
+		log: env.Logger, rate: o.Backlog.Rate,
+		unacked: map[key]bool{}, awaiting: map[key]time.Time{}, awaitingLoss: map[Loss]time.Time{}, unread: map[key]int{}}
 	for _, s := range append([]string{o.URL}, o.Fallback...) {
 		b, err := parseURL(s)
 		if err != nil {

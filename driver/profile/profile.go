@@ -174,6 +174,9 @@ type Write struct {
 	Min  Decimal `yaml:"min" doc:"Lowest value that may be written."`
 	Max  Decimal `yaml:"max" doc:"Highest value that may be written."`
 	Step Decimal `yaml:"step" doc:"Values must be a multiple of this above min."`
+	// Every is the least time between two writes that the cloud asks for;
+	// somebody at the gateway is not held to it. 0 is 1 s.
+	Every time.Duration `yaml:"every" doc:"Least time between two writes by commands from the cloud; 1s if not given."`
 	// Function is the Modbus function code that writes it: 5 or 15 for a
 	// coil, 6, 16, 22 or 23 for registers. 0 takes 5 for a coil, 6 for one
 	// register, 16 for several, and 22 for a part of a register.

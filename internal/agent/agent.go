@@ -53,6 +53,7 @@ type Agent struct {
 	collect *collector
 	uplink  *uplink.Uplink
 	reader  *Reader
+	desk    *desk // nil while commands are off
 	health  *health
 }
 
@@ -75,14 +76,22 @@ func New(cfg *config.Config, opt Options) (*Agent, error) {
 	}
 	a.queue = q
 	// The clock's boot numbers belong to this store's stamps: they stay together.
-	if a.clock, err = clock.Open(filepath.Join(o.Dir, clockFile)); err != nil {
+	if a.clock, err = clock.Open(a.beside(clockFile)); err != nil {
 		a.log.Warn("the clock's memory is not usable", "error", err)
+	}
+	if cfg.Gateway.Clock == "system" {
+		if err := a.clock.Trust(); err != nil {
+			a.log.Warn("the clock's memory is not usable", "error", err)
+		}
 	}
 	if err := a.build(); err != nil {
 		return nil, errors.Join(err, q.Close())
 	}
 	return a, nil
 }
+
+// beside is the path of a file of ours in the directory of the buffer.
+func (a *Agent) beside(name string) string { return filepath.Join(a.cfg.Buffer.Dir, name) }
 
 func (a *Agent) build() error {
 	cfg := a.cfg
@@ -108,14 +117,19 @@ func (a *Agent) build() error {
 	}
 	a.collect = newCollector(a.queue, a.catalog, cfg.RuleSet(), l, a.log)
 	a.health = newHealth(a)
-	up, err := uplink.New(cfg.Uplink, uplink.Env{
+	env := uplink.Env{
 		Gateway: cfg.Gateway.ID, Site: cfg.Gateway.Site, Version: a.opt.Version, Labels: cfg.Gateway.Labels,
 		Epoch: a.queue.Epoch(), Boot: a.queue.Boot(), Stopped: a.queue.Stopped(), Catalog: a.catalog,
 		Devices: a.devices(), Built: a.opt.Built, Clock: a.clock, Logger: a.log, Health: a.health.word,
 		Memory: a.queue, Latest: func(tell func(int, telemetry.Reading, clock.Stamp)) {
 			a.collect.latest(func(point int, l *last) { tell(point, l.Reading, l.at) })
 		},
-	})
+	}
+	if cfg.Uplink.Commands {
+		a.desk = newDesk(a)
+		env.Desk = a.desk
+	}
+	up, err := uplink.New(cfg.Uplink, env)
 	a.uplink = up
 	return err
 }
@@ -152,6 +166,9 @@ func (a *Agent) Run(ctx context.Context) error {
 				a.log.Error("a line has ended", "error", err)
 			}
 		})
+	}
+	if a.desk != nil {
+		lines.Go(func() { a.desk.run(ctx) })
 	}
 	collect.Go(a.collect.run)
 	up.Go(func() {

@@ -53,7 +53,7 @@ func ms(t, now time.Time) int64 {
 
 func uplinkOf(u uplink.Stats, now time.Time) status.Uplink {
 	s := status.Uplink{State: u.State, URL: u.Broker, Insecure: u.Insecure, Since: u.Since.UnixMilli(), LastAckMS: ms(u.LastAck, now),
-		RTTMS: u.RTT.Milliseconds(), Inflight: u.InFlight, CertDays: u.CertDays, Cert: u.Cert, CertWarning: u.CertWarning, Held: u.Held, Sessions: u.Sessions,
+		RTTMS: u.RTT.Milliseconds(), Inflight: u.InFlight, Awaiting: u.Awaiting, CertDays: u.CertDays, Cert: u.Cert, CertWarning: u.CertWarning, Held: u.Held, Sessions: u.Sessions,
 		Published: u.Published, Acked: u.Acked, Repeats: u.Repeats,
 		BytesIn: uint64(u.BytesIn), BytesOut: uint64(u.BytesOut)}
 	if u.State == uplink.StateOnline {
@@ -328,7 +328,7 @@ func OpenStopped(cfg *config.Config) (*Stopped, error) {
 // memory with it; without yes it tells what would go. buffer.ErrLocked tells
 // that an agent runs.
 func Erase(cfg *config.Config, yes bool) (buffer.Remains, error) {
-	return buffer.Erase(cfg.Buffer, yes, clockFile, clockFile+".new")
+	return buffer.Erase(cfg.Buffer, yes, clockFile, clockFile+".new", auditFile, auditFile+".1", auditFile+".new")
 }
 
 // Buffer is the state of the buffer.

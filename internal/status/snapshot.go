@@ -67,7 +67,8 @@ type Uplink struct {
 	LastAckMS int64  `json:"last_ack_ms"` // age of the last PUBACK
 	RTTMS     int64  `json:"rtt_ms"`
 	Inflight  int    `json:"inflight"`
-	CertDays  int    `json:"cert_days"` // -1: no client certificate
+	Awaiting  int    `json:"awaiting,omitempty"` // batches that the broker has and that wait for the cloud's receipt
+	CertDays  int    `json:"cert_days"`          // -1: no client certificate
 	// Cert is the SHA-256 of the client certificate that the broker accepted
 	// last, CertWarning why newer files are not used.
 	Cert        string `json:"cert,omitempty"`
