@@ -331,6 +331,17 @@ func TestCommandFlood(t *testing.T) {
 		limits = append(limits, string(good(fmt.Sprint("hot-", i), map[string]any{"value": 81 + i})))
 	}
 	c.send([]byte(strings.Join(limits, "\n")), false)
+	c.until("the answers to what is out of range", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		n := 0
+		for id := range c.acks {
+			if strings.HasPrefix(id, "hot-") {
+				n++
+			}
+		}
+		return n == len(limits)
+	}, nil)
 	c.send(good("kept", map[string]any{"value": 70}), true) // live for this one, retained for the next start
 	c.until("the end", func() bool { return len(c.acksOf("kept")) == 1 }, nil)
 	if got := c.acksOf("kept")[0]; got != "done" {
