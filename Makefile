@@ -22,14 +22,15 @@ vet:
 	@test -z "$$(gofmt -l .)" || { echo "not formatted:"; gofmt -l .; exit 1; }
 	$(GO) vet ./...
 
-# The race detector needs a C compiler; without one the tests run without it,
+# One package at a time: many tests wait for devices, and a machine that is busy
+# with another package is late. The race detector needs a C compiler; without one the tests run without it,
 # and say so.
 unit:
 	@if command -v cc >/dev/null 2>&1 && [ "$$($(GO) env CGO_ENABLED)" = 1 ]; then \
-		$(GO) test -race -timeout 15m ./...; \
+		$(GO) test -race -p 1 -timeout 20m ./...; \
 	else \
 		echo "NOT RUN: the race detector (it needs a C compiler)"; \
-		test -z "$$CI" && $(GO) test -timeout 15m ./...; \
+		test -z "$$CI" && $(GO) test -p 1 -timeout 20m ./...; \
 	fi
 
 # Programs that none of us wrote, for the tests that talk to real peers.

@@ -75,6 +75,12 @@ func (a *app) terminal() bool {
 // table writes rows with columns as wide as they need, two blanks apart;
 // the last column is not filled up and goes on in the next line at column 80.
 func table(w io.Writer, rows [][]string) {
+	columns(w, rows, func(line string) string { return status.Wrap(line, 80, "        ") })
+}
+
+// columns writes rows with their columns below each other; fit makes a line
+// fit for the screen.
+func columns(w io.Writer, rows [][]string, fit func(line string) string) {
 	var width []int
 	for _, r := range rows {
 		for i, c := range r {
@@ -92,7 +98,7 @@ func table(w io.Writer, rows [][]string) {
 				b.WriteString(strings.Repeat(" ", width[i]-len([]rune(c))+2))
 			}
 		}
-		fmt.Fprintln(w, status.Wrap(b.String(), 80, "        "))
+		fmt.Fprintln(w, fit(b.String()))
 	}
 }
 

@@ -119,7 +119,7 @@ func (a *app) printGuesses(q status.ReadRequest, reg register, f *readFlags, rea
 	for _, g := range guesses {
 		rows = append(rows, []string{g.Value, register{g.Table, g.Address, 1}.String(), strings.TrimSpace(g.Type + " " + strings.ToLower(g.Order)), g.Scale, "value: " + g.Point()})
 	}
-	table(a.out, rows)
+	columns(a.out, rows, func(line string) string { return line }) // what is to be pasted stays in one line
 	if g := guesses[0]; g.Table != reg.table {
 		fmt.Fprintf(a.out, "the %v registers tell nothing of it: the manual means the other table\n", reg.table)
 	} else if g.Address != reg.addr {
