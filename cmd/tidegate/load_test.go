@@ -28,8 +28,7 @@ import (
 // without decoding, buffering and sending). make proof-load runs it.
 func BenchmarkAgent(b *testing.B) {
 	bin := filepath.Join(b.TempDir(), "tidegate")
-	build := exec.Command("go", "build", "-tags", "nethttpomithttp2", "-trimpath", "-ldflags", "-s -w", "-o", bin, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build := exec.Command("make", "-C", filepath.Join("..", ".."), "build", "OUT="+bin)
 	if out, err := build.CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)
 	}

@@ -23,7 +23,7 @@ import (
 // skipped. make proof-many runs it.
 func BenchmarkMany(b *testing.B) {
 	bin := filepath.Join(b.TempDir(), "tidegate")
-	build := exec.Command("go", "build", "-tags", "nethttpomithttp2", "-trimpath", "-ldflags", "-s -w", "-o", bin, ".")
+	build := exec.Command("make", "-C", filepath.Join("..", ".."), "build", "OUT="+bin)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)
