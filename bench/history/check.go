@@ -125,7 +125,7 @@ func (f *Life) checkLane(l buffer.Lane, given uint64) {
 		case ln.aside.has(n):
 		case ln.full.has(n):
 			f.Counts.Dropped++
-			if f.Honest && p.stored && n > lowest {
+			if f.Honest && !f.Spoilt && p.stored && n > lowest { // one that is being repaired is not dropped
 				f.violate("%s %d was dropped before %d, which is older", l, n, lowest)
 			}
 		case !p.stored:
@@ -167,7 +167,8 @@ func (f *Life) settle(ln *lane, given uint64, held map[uint64]Batch) {
 	for n, b := range held {
 		p := &promise{ways: []Batch{b}}
 		if was := old[n]; was != nil {
-			p.acked, p.stored = was.acked, was.stored
+			// What the disk lied about is durable when it is stored once more.
+			p.acked, p.stored = was.acked, was.stored && !was.risky
 		}
 		if !p.stored {
 			ln.found = append(ln.found, n)

@@ -85,7 +85,7 @@ type lane struct {
 	past    map[Batch]bool    // all that was ever given; kept when the disk is not honest
 	told    spans             // in any loss that was ever in the ledger or told
 	full    spans             // in one that says there was no room
-	aside   spans             // in one that says the sender gave up
+	aside   spans             // set aside, or about to be
 	intent  *Batch
 	top     uint64   // highest number that was given
 	passed  uint64   // highest number that the receiver has seen or that was durable
@@ -201,6 +201,13 @@ func (f *Life) Line(line string) {
 		if _, err = fmt.Sscanf(line, "%s %d %d %x", &kind, &l, &seq, &sum); err == nil {
 			f.sent(l, seq, sum, line[0] == KindAcked)
 		}
+	case KindAside:
+		var kind string
+		var l buffer.Lane
+		var seq uint64
+		if _, err = fmt.Sscan(line, &kind, &l, &seq); err == nil {
+			f.lanes[l].aside.add(seq, seq)
+		}
 	case KindTold:
 		var l buffer.Loss
 		if l, err = parseLoss(line); err == nil {
@@ -243,7 +250,7 @@ func (f *Life) opened(line string) error {
 	if f.epoch != "" && epoch != f.epoch {
 		f.Counts.Epochs++
 		f.anew = true
-		if f.Honest {
+		if f.Honest || !f.Broken {
 			f.violate("epoch %s became %s", f.epoch, epoch)
 		}
 		for i := range f.lanes { // numbers compare within one epoch
@@ -401,6 +408,14 @@ func (f *Life) told(l buffer.Loss) {
 	case buffer.WhyPoison:
 		ln.aside.add(l.From, l.To)
 	}
+}
+
+// Count counts what the rig itself has seen.
+func (f *Life) Count(what string) {
+	if f.Counts.Notes == nil {
+		f.Counts.Notes = make(map[string]int)
+	}
+	f.Counts.Notes[what]++
 }
 
 // Violate notes a broken promise that the rig itself has seen.

@@ -29,6 +29,7 @@ const (
 	KindStored = 'S' // everything up to a number is durable: lane, number
 	KindSent   = 'N' // seen by the receiver: lane, number, sum
 	KindAcked  = 'K' // seen by the receiver and about to be acknowledged: lane, number, sum
+	KindAside  = 'D' // about to be set aside: lane, number
 	KindTold   = 'T' // seen by the receiver: a loss
 	KindEnding = 'Z' // about to be closed
 	KindClosed = 'C' // Close returned without error
@@ -123,6 +124,9 @@ func (p *Pen) Sent(it buffer.Item) {
 func (p *Pen) Acked(it buffer.Item) {
 	p.line("%c %d %d %x", KindAcked, it.Lane, it.Seq, Sum(it.Bytes))
 }
+
+// Aside says that a batch is going to be set aside.
+func (p *Pen) Aside(l buffer.Lane, seq uint64) { p.line("%c %d %d", KindAside, l, seq) }
 
 // Ending says that Close is about to be called.
 func (p *Pen) Ending() { p.line("%c", KindEnding) }

@@ -110,9 +110,12 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 		if repaired || !whole {
 			l.torn++
 		}
-		if err != nil && lag > 0 {
-			l.mute++ // the disk has lost the file system, and the buffer with it
-			return nil
+		// The disk has lost the file system, and the buffer with it. On an honest
+		// disk ext4 itself may be in the middle of a block when the power goes.
+		if err != nil && (lag > 0 || errors.Is(err, unix.EBADMSG)) {
+			l.mute++
+			l.h.Count("file system lost: " + err.Error())
+			return l.keepEvidence()
 		}
 		if err != nil {
 			return err
@@ -124,17 +127,24 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 			w = windowCreation
 		}
 		if w == windowSalvage {
-			some, err := l.spoil()
-			if err != nil {
-				return err
-			}
-			if !some {
+			some := false
+			if some, err = l.spoil(); !some {
 				w = 0
 			}
 		}
-		e, hit, err := l.start(ctx, last, &windows[w])
+		var e end
+		var hit bool
+		if err == nil {
+			e, hit, err = l.start(ctx, last, &windows[w])
+		}
 		if un := m.unmount(); err == nil {
 			err = un
+		}
+		if lag > 0 && errors.Is(err, unix.EBADMSG) { // the rig has met what the next start of the machine repairs
+			repair = true
+			i--
+			l.d.powerOn(rand.New(rand.NewPCG(l.rng.Uint64(), 0)), 1)
+			continue
 		}
 		if err != nil {
 			return err

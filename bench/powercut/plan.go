@@ -129,6 +129,9 @@ func (s *sum) print(took time.Duration, lags []int) {
 		c.Given, c.Durable, c.Acked, c.Checked, c.Starts, c.Repeats)
 	fmt.Printf("  durable batches lost: %d; dropped for room and told: %d; in memory at a cut: %d; slowest start: %v, most flushes: %d\n",
 		c.Lost, c.Dropped, c.Restart, c.Slowest, c.Flushes)
+	if lags[0] == 0 && s.mute > 0 {
+		fmt.Printf("  file systems that ext4 itself did not mount any more: %d\n", s.mute)
+	}
 	if lags[0] > 0 {
 		fmt.Printf("  of the lost, older than the flushes that were a lie: %d; batches saved by the buffer's own repair: %d; starts with files in quarantine: %d\n",
 			c.Beyond, c.Salvaged, c.Quarantined)

@@ -86,6 +86,7 @@ func (w *work) send() error {
 			case r.IntN(4) == 0: // the answer is lost on its way
 				w.pen.Sent(it)
 			case r.IntN(60) == 0:
+				w.pen.Aside(l, it.Seq)
 				if err := w.q.SetAside(l, it.Seq, buffer.WhyPoison); err != nil {
 					return err
 				}
