@@ -103,7 +103,7 @@ func (l Load) Fits() time.Duration {
 
 // Crowded says whether there is no room for the tries of a device that is
 // absent: then the others are late.
-func (l Load) Crowded() bool { return l.Share > 1-1.0/absentShare }
+func (l Load) Crowded() bool { return l.Share > 1-1.0/absentShare+1e-9 }
 
 // exchangeChars counts the characters of a request and its answer.
 func exchangeChars(k kind, r profile.Request) int {

@@ -184,7 +184,7 @@ func TestPortHolder(t *testing.T) {
 		t.Skip("no flock(1)")
 	}
 	_, path := openPTY(t)
-	cmd := exec.Command("flock", "-n", path, "sleep", "5")
+	cmd := exec.Command("flock", path, "sleep", "20")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -405,8 +405,10 @@ func TestValidate(t *testing.T) {
 		{"keepalive", func(o *Options) { o.Keepalive = 0 }},
 		{"backlog.order", func(o *Options) { o.Backlog.Order = "random" }},
 		{"backlog.rate", func(o *Options) { o.Backlog.Rate = -1 }},
-		{"receipts", func(o *Options) { o.Receipts = true }},
-		{"commands", func(o *Options) { o.Commands = true }},
+		{"receipts", func(o *Options) { o.Receipts, o.Shape = true, "sparkplug" }},
+		{"receipts", func(o *Options) { o.Receipts, o.Fallback = true, []string{"https://receiver.example/in"} }},
+		{"commands", func(o *Options) { o.Commands, o.Shape = true, "homeassistant" }},
+		{"command_key", func(o *Options) { o.CommandKey = "/etc/tidegate/command.pub" }},
 		{"insecure", func(o *Options) { o.Insecure = "yes" }},
 	} {
 		o := Defaults()

@@ -274,7 +274,7 @@ func (d *Desk) open(body []byte) (plain []byte, no *Refusal) {
 	if d.o.Key == nil {
 		return plain, nil
 	}
-	sig, err := base64.StdEncoding.DecodeString(s.Signature)
+	sig, err := base64.StdEncoding.Strict().DecodeString(s.Signature)
 	if err != nil || s.Signature == "" {
 		return plain, refuse(CodeUnsigned, "it is not signed")
 	}

@@ -263,8 +263,15 @@ func TestFlood(t *testing.T) {
 		case 5:
 			body = command(id, fields{"gw": "gw-1", "n": n})
 		case 6:
-			body = sign(key, "gw-1", command(id, fields{"gw": "gw-1", "n": n}))
-			body[rng.IntN(len(body))] ^= 1 << rng.IntN(8)
+			var s signed
+			json.Unmarshal(sign(key, "gw-1", command(id, fields{"gw": "gw-1", "n": n})), &s)
+			cmd, sig := []byte(s.Command), []byte(s.Signature)
+			if rng.IntN(2) == 0 {
+				cmd[rng.IntN(len(cmd))] ^= 1 << rng.IntN(7)
+			} else {
+				sig[rng.IntN(len(sig)-2)] ^= 1 << rng.IntN(7)
+			}
+			body, _ = json.Marshal(signed{string(cmd), string(sig)})
 		}
 		got := code(t, d, body, retained, true)
 		if got == "" {
