@@ -192,7 +192,7 @@ func TestDeadUnit(t *testing.T) {
 	for i := range 7 {
 		// How many of 40 there are is the machine's business; TestDeadShare
 		// counts them in simulated time.
-		if n := after.Devices[i].Good - before.Devices[i].Good; n < 4 {
+		if n := after.Devices[i].Good - before.Devices[i].Good; n < 1 {
 			t.Errorf("device %d: %d good polls of 40 in 2 s", i+1, n)
 		}
 	}
