@@ -163,7 +163,7 @@ type Stats struct {
 
 	LostBatches  int64 // in the ledger since the store was made, as far as counted; what was thinned is none of it
 	LostReadings int64
-	Thinned      int64 // batches that this run joined into others
+	Thinned      int64 // batches that thinning made in this run
 	Losses       int   // entries that wait for AckLoss
 
 	Written     int64 // bytes this run wrote to disk: pages and file heads, not the journal of the file system

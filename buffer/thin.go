@@ -13,7 +13,7 @@ const flagThinned = 2
 
 const (
 	// These bound what is given to Options.Thin at a time.
-	thinRunBatches = 256
+	thinRunBatches = 1024
 	thinRunBytes   = 1 << 20
 )
 
@@ -73,7 +73,7 @@ type thinRecord struct {
 
 func (q *Queue) thinSegment(seg *segment) (bool, error) {
 	kept, loss, gone, err := q.thinBatches(seg)
-	if err != nil || len(kept) == 0 || gone.n == 0 {
+	if err != nil || loss.From == 0 { // nothing becomes smaller
 		return false, err
 	}
 	size := int64(16 * pageSize) // what bbolt itself takes
@@ -118,7 +118,11 @@ func (q *Queue) thinSegment(seg *segment) (bool, error) {
 	}
 	ln.sweep()
 	q.lose(loss)
-	q.thinned += int64(gone.n)
+	for i := range kept {
+		if kept[i].rec[10]&flagThinned != 0 {
+			q.thinned++
+		}
+	}
 	q.mu.Unlock()
 	if err := q.saveState(false); err != nil {
 		os.Remove(fresh)
@@ -192,14 +196,14 @@ func (q *Queue) thinBatches(seg *segment) (kept []thinRecord, loss Loss, gone ra
 		kept = append(kept, q.thinSealed(run[carrier].Seq, Batch{Bytes: b, Count: count, From: from, To: to}, flagThinned))
 		for k, it := range run[:n] {
 			loss.Readings += int64(it.Count)
-			if k == carrier {
-				continue
-			}
 			if loss.From == 0 {
 				loss.From, loss.T0, loss.T1 = it.Seq, it.From, it.To
 			}
 			loss.To = it.Seq
 			loss.T0, loss.T1 = min(loss.T0, it.From), max(loss.T1, it.To)
+			if k == carrier { // it comes, with less in it
+				continue
+			}
 			loss.Batches++
 			gone.add(it.Seq, it.Seq)
 		}

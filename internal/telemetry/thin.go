@@ -5,6 +5,10 @@ import "slices"
 // thinWindow is how much time one set of min, max and last stands for, ms.
 const thinWindow = 60_000
 
+// thinJoin is over how many minutes batches are joined: few large batches
+// take less room than many small ones.
+const thinJoin = 10
+
 // thinDrift is by how much the offset of wall clock to uptime may differ
 // between batches that become one, ms: the stored form has one offset.
 const thinDrift = 20
@@ -15,7 +19,7 @@ const thinDrift = 20
 // it keeps has quality Thinned and a cause that says which; the lowest and
 // the highest bear the time of the first reading of the minute, the last its
 // own. A last reading that is not Good stays as it is. A minute of a device
-// with three readings or fewer is kept whole.
+// with three readings or fewer is kept whole. Up to ten minutes become one batch.
 //
 // count is the number of readings kept, from and to the span of their stamps
 // (Unix ms). n is 0 when nothing would be saved, or the first batch is no
@@ -72,7 +76,7 @@ type thinTable struct {
 }
 
 // add takes a batch in; false when it cannot be told in the same batch as
-// those before it, or begins in another minute.
+// those before it, or begins too late for it.
 func (t *thinner) add(b *Batch) bool {
 	at := b.Groups[0].At
 	minute := floorDiv(at.Wall, thinWindow)
@@ -80,8 +84,8 @@ func (t *thinner) add(b *Batch) bool {
 		t.head = Batch{Catalog: b.Catalog, Boot: b.Boot, Synced: b.Synced}
 		t.offset, t.minute, t.byKey = at.Wall-at.Mono, minute, map[thinKey][]*thinTable{}
 	}
-	if d := at.Wall - at.Mono - t.offset; b.Catalog != t.head.Catalog || b.Boot != t.head.Boot ||
-		b.Synced != t.head.Synced || minute != t.minute || d > thinDrift || d < -thinDrift {
+	if d := at.Wall - at.Mono - t.offset; b.Catalog != t.head.Catalog || b.Boot != t.head.Boot || b.Synced != t.head.Synced ||
+		minute < t.minute || minute >= t.minute+thinJoin || d > thinDrift || d < -thinDrift {
 		return false
 	}
 	for i := range b.Groups {

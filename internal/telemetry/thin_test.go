@@ -84,13 +84,18 @@ func TestThinAgainstAllReadings(t *testing.T) {
 	}
 }
 
-// TestThinEnds: a minute ends at the minute, and where clock, boot or catalog
+// TestThinEnds: a batch ends after the tenth minute, and where clock, boot or catalog
 // change; what would not get smaller stays.
 func TestThinEnds(t *testing.T) {
 	count := func(i int) int64 { return int64(i) }
 	start := int64(1_764_000_000_000)
-	if _, _, _, _, n := Thin(thinRun(t, start+30_000, 60, 4, count)); n != 30 {
-		t.Errorf("a run from the half minute: %d batches, want 30", n)
+	if raw, _, _, _, n := Thin(thinRun(t, start+30_000, 900, 4, count)); n != 570 {
+		t.Errorf("a run from the half minute: %d batches, want 570", n)
+	} else {
+		var b Batch
+		if err := DecodeBatch(raw, &b); err != nil || len(b.Groups) != 30 {
+			t.Errorf("%d groups for ten minutes, %v", len(b.Groups), err)
+		}
 	}
 	other := thinRun(t, start, 10, 4, count)
 	var b Batch
