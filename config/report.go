@@ -170,7 +170,7 @@ func (c *Config) Traffic() (uplink.Traffic, error) {
 			for n := range d.Map.Points {
 				all.Points = append(all.Points, d.Base+uint32(n))
 			}
-			plan := d.Map.Plan(profile.Limits{})
+			plan := d.Map.Usual().Plan(profile.Limits{})
 			for _, r := range plan {
 				p := uplink.Poll{Every: d.Every}
 				for _, n := range r.Points {

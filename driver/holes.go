@@ -69,7 +69,7 @@ type stretch struct {
 func (j *job) stretches() []stretch {
 	var out []stretch
 	for _, i := range j.req.Points {
-		r, err := j.dev.opt.Map.PointRequest(i)
+		r, err := j.dev.model().PointRequest(i)
 		if err != nil {
 			return nil
 		}
@@ -311,7 +311,7 @@ func (l *Line) replan(d *device) {
 		}
 	}
 	var fresh []*job
-	for _, r := range d.opt.Map.Plan(lim) {
+	for _, r := range d.model().Plan(lim) {
 		a, err := newAsk(packager(l.at.kind, d.unit.id), l.at.kind, d.unit.id, r.Table, r.Address, r.Count)
 		if err != nil {
 			l.log.Error("a block cannot be asked", "device", d.name, "error", err)
@@ -335,13 +335,13 @@ func (l *Line) replan(d *device) {
 func (d *device) missing(without []int) []profile.Barrier {
 	needed := map[[2]int]bool{}
 	each := func(point int, f func(key [2]int)) {
-		if r, err := d.opt.Map.PointRequest(point); err == nil {
+		if r, err := d.model().PointRequest(point); err == nil {
 			for a := int(r.Address); a < int(r.Address)+int(r.Count); a++ {
 				f([2]int{int(r.Table), a})
 			}
 		}
 	}
-	for i := range d.opt.Map.Points {
+	for i := range d.model().Points {
 		if !slices.Contains(without, i) {
 			each(i, func(k [2]int) { needed[k] = true })
 		}

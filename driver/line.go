@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tidegate/driver/profile"
@@ -96,6 +97,9 @@ type device struct {
 
 	known learned // what it does not let itself be read across
 
+	found  atomic.Pointer[profile.Profile] // a SunSpec device: its points where they stand; nil until then
+	walked time.Time                       // when that was found
+
 	// guarded by Line.mu
 	stats  DeviceStats
 	warned bool // its failing was logged
@@ -167,6 +171,13 @@ func (l *Line) addDevice(o *Device, now time.Time) error {
 	}
 	d.unit = l.unit(byte(o.unit()))
 	d.unit.wake = o.wake()
+	if o.Map.SunSpec() {
+		j, err := l.search(d, now)
+		if err == nil {
+			l.jobs = append(l.jobs, j)
+		}
+		return err
+	}
 	for _, r := range o.Map.Plan(l.limits) {
 		a, err := newAsk(packager(l.at.kind, d.unit.id), l.at.kind, d.unit.id, r.Table, r.Address, r.Count)
 		if err != nil {
@@ -379,6 +390,9 @@ func (l *Line) ensureOpen(ctx context.Context) error {
 			if errors.Is(j.failure, ErrGone) {
 				j.due = now
 			}
+		}
+		for _, d := range l.devices {
+			l.relocate(d, now, reopenedAfter)
 		}
 	}
 	return nil

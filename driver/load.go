@@ -66,7 +66,7 @@ func (o *Options) Load() Load {
 			}
 		}
 		least, planned := once, once
-		for _, r := range d.Map.Plan(lim) {
+		for _, r := range d.Map.Usual().Plan(lim) {
 			bytes := time.Duration(exchangeChars(at.kind, r)) * lim.Char
 			least += bytes + wait + silence + wake
 			planned += bytes + wait + max(silence, turnaround) + wake

@@ -27,6 +27,7 @@ type job struct {
 	good   bool      // it was answered at least once
 	fork   *fork     // it is part of a search for what a device refuses
 	hole   *hole     // its points are not there
+	search bool      // it finds the models of a SunSpec device
 	mute   int       // how often it was met with silence, while never answered
 	muted  time.Time // the first time
 	probes int       // canaries sent
@@ -131,6 +132,10 @@ func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*tele
 		l.fail(j, err, now, emit)
 		return
 	}
+	if j.search {
+		again, err = l.locate(ctx, j, now, emit)
+		return
+	}
 	if a := j.canary(l); a != nil {
 		again, err = l.probe(ctx, j, a, now, emit)
 		return
@@ -140,6 +145,10 @@ func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*tele
 	if err = err2; err != nil {
 		now = time.Now()
 		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			return
+		}
+		if errors.Is(err, Exception(2)) && l.relocate(d, now, refusedAfter) {
+			again = true // it is another device, or has other models by now
 			return
 		}
 		silent, yes := j.suspect(err, &r, now)
@@ -155,7 +164,7 @@ func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*tele
 		return
 	}
 	l.group.At = midpoint(before, l.clk.Stamp())
-	l.group.Readings = d.opt.Map.Decode(j.req, r.data, d.opt.Base, l.group.Readings[:0])
+	l.group.Readings = d.model().Decode(j.req, r.data, d.opt.Base, l.group.Readings[:0])
 	j.failure, j.good = nil, true
 	l.mu.Lock()
 	d.stats.RTT = r.got.Sub(r.sent)
@@ -266,7 +275,7 @@ func (l *Line) barrier(u *unit, a *ask) *ask {
 			count = a.count + 8*n
 		}
 		lo, hi := int(a.addr), int(a.addr)+int(count)
-		if hi > 1<<16 || count > 100 || dev != nil && dev.opt.Map.Forbids(profile.Table(a.fc), lo, hi) {
+		if hi > 1<<16 || count > 100 || dev != nil && dev.model().Forbids(profile.Table(a.fc), lo, hi) {
 			break
 		}
 		if !u.q.owes(a.fc, shape(a.fc, count)) {

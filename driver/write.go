@@ -59,7 +59,7 @@ func (l *Line) WritePoint(ctx context.Context, name, point string, v telemetry.V
 		return fail("no-such-name", fmt.Errorf("%w: there is no device %q on this line", ErrRequest, name))
 	}
 	d := l.devices[i]
-	m := d.opt.Map
+	m := d.model()
 	p := slices.IndexFunc(m.Points, func(pt profile.Point) bool { return pt.Name == point })
 	if p < 0 {
 		return fail("no-such-name", fmt.Errorf("%w: %s has no point %q", ErrRequest, name, point))

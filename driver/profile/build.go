@@ -141,6 +141,10 @@ func (p *Profile) buildPoint(i int, r report) {
 	if !nameForm.MatchString(pt.Name) {
 		r("", fmt.Sprintf("%q is no name for a point", pt.Name), "use lower-case letters, digits, - and _, a letter first")
 	}
+	if pt.SunSpec != nil {
+		p.checkSunSpec(pt, c, r)
+		return
+	}
 	if !p.place(pt, c, r) {
 		return
 	}

@@ -43,6 +43,9 @@ func (p *Profile) Encode(i int, v telemetry.Value) ([]byte, error) {
 	if c.text != nil {
 		return nil, fmt.Errorf("point %s is text: it has no bytes of its own", name)
 	}
+	if p.Points[i].SunSpec != nil {
+		return nil, fmt.Errorf("point %s stands in a model: where that is shows the device", name)
+	}
 	if c.mbus != nil {
 		return nil, fmt.Errorf("point %s is a record of a telegram: it has no place of its own", name)
 	}

@@ -30,6 +30,8 @@ type Example struct {
 	Holding  *int   `yaml:"holding" min:"0" max:"65535" doc:"First holding register of an answer without its request."`
 	Input    *int   `yaml:"input" min:"0" max:"65535" doc:"First input register of an answer without its request."`
 
+	Model int `yaml:"model" min:"0" max:"65535" doc:"SunSpec model that the answer holds, from behind its length on."`
+
 	Frame Hex    `yaml:"frame" doc:"Bytes of a serial device, one frame or several."`
 	Text  string `yaml:"text" doc:"One line of a serial device, without its end; a telegram with its line ends."`
 
@@ -90,6 +92,9 @@ func (e *Example) check(p *Profile, r report) {
 		r("", "the recording does not fit the transport of the profile", "response and payload are Modbus, frame and text are serial")
 		return
 	}
+	if p.SunSpec() != (e.Model != 0) {
+		r("model", "an answer of a SunSpec device is that of a model, and of no other device", "write model: 103, and the answer from behind the length of the model on")
+	}
 	for _, name := range slices.Sorted(maps.Keys(e.Expect)) {
 		if p.index(name) < 0 {
 			r("expect."+name, fmt.Sprintf("there is no point %q", name), "")
@@ -134,8 +139,12 @@ func (e *Example) run(p *Profile) Result {
 		case e.Exception != 0:
 			fail("an answer with values, want exception %d", e.Exception)
 		}
-		req.Points = p.within(req)
-		res.Readings = p.Decode(req, data, 0, nil)
+		q := p
+		if p.SunSpec() {
+			q, _ = p.Locate([]Model{{ID: e.Model, At: int(req.Address) - 2, Length: int(req.Count)}})
+		}
+		req.Points = q.within(req)
+		res.Readings = q.Decode(req, data, 0, nil)
 	}
 	if e.Reject {
 		if len(res.Readings) > 0 {

@@ -9,7 +9,7 @@ import (
 // Handshake is a manner of speaking that no frame and no message can
 // describe. It may be written as its kind alone.
 type Handshake struct {
-	Kind    string        `yaml:"kind" required:"true" enum:"dsmr,iec62056-21,mbus" doc:"dsmr: a P1 port, which talks by itself; iec62056-21: a meter that is read out at 300 baud and faster; mbus: a meter on an M-Bus."`
+	Kind    string        `yaml:"kind" required:"true" enum:"dsmr,iec62056-21,mbus,sunspec" doc:"dsmr: a P1 port, which talks by itself; iec62056-21: a meter that is read out at 300 baud and faster; mbus: a meter on an M-Bus; sunspec: a Modbus device whose registers stand in models that are found on it."`
 	Mode    string        `yaml:"mode" enum:"poll,push" doc:"iec62056-21: poll asks the meter (modes A, B and C), push listens to one that talks by itself; poll if not given."`
 	MaxBaud int           `yaml:"max_baud" min:"0" max:"19200" doc:"iec62056-21: the highest speed to go to; what the meter offers if not given."`
 	Select  Hex           `yaml:"application" doc:"mbus: sub-code of the application reset that is sent before the meter is asked, such as 10; none if not given."`
@@ -17,7 +17,7 @@ type Handshake struct {
 }
 
 // handshakes are the known kinds.
-var handshakes = []string{"dsmr", "iec62056-21", "mbus"}
+var handshakes = []string{"dsmr", "iec62056-21", "mbus", "sunspec"}
 
 // IsBaud says whether IEC 62056-21 has a speed.
 func IsBaud(n int) bool { return slices.Contains(bauds, n) }
@@ -50,6 +50,21 @@ func (h *Handshake) frames() *Frames {
 }
 
 func (h *Handshake) build(p *Profile, r report) {
+	if h.Kind == "sunspec" {
+		if p.Transport != "modbus" {
+			r("", "sunspec is for Modbus devices", "write transport: modbus")
+		}
+		for i := range p.Points {
+			if p.Points[i].SunSpec == nil {
+				r("", "with sunspec every point stands in a model", "give "+p.Points[i].Name+" a place under sunspec")
+				return
+			}
+		}
+		if h.Mode != "" || h.MaxBaud != 0 || h.Wake != 0 || h.Select != nil {
+			r("", "sunspec has no further settings", "write handshake: sunspec")
+		}
+		return
+	}
 	switch {
 	case p.Transport != "serial":
 		r("", "a handshake is for serial devices", "write transport: serial")

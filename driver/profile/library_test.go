@@ -54,7 +54,7 @@ func TestLibrary(t *testing.T) {
 		if !info.Verified || !info.Builtin || len(info.Sources) == 0 || info.Domain == "" {
 			t.Errorf("%s: verified %v, builtin %v, sources %v, domain %q", name, info.Verified, info.Builtin, info.Sources, info.Domain)
 		}
-		if info.Transport == "modbus" && len(info.Plan(Limits{})) == 0 {
+		if info.Transport == "modbus" && len(info.Usual().Plan(Limits{})) == 0 {
 			t.Errorf("%s asks for nothing", name)
 		}
 		if why := alikeAll[name]; info.Transport == "modbus" && (len(info.Detect) < 2) != (why != "") {

@@ -89,7 +89,9 @@ type Point struct {
 	Input    *int `yaml:"input" min:"0" max:"65535" doc:"Wire address of an input register, from 0."`
 	Register *int `yaml:"register" min:"1" max:"465536" doc:"Number of the manual, from 1: 40021, 400021, 30001, 10001 or 1 for a coil."`
 
-	Modem  string             `yaml:"modem" enum:"cts,dsr,ri,dcd" doc:"Input line of the serial port."`
+	Modem   string    `yaml:"modem" enum:"cts,dsr,ri,dcd" doc:"Input line of the serial port."`
+	SunSpec []SunSpec `yaml:"sunspec" doc:"Where the point stands in the models of SunSpec, with handshake: sunspec."`
+
 	At     *int               `yaml:"at" min:"0" max:"4095" doc:"Offset of the field in a binary frame, from 0."`
 	Field  *int               `yaml:"field" min:"0" max:"255" doc:"Field of a text line split by commas; 0 stands before the first comma."`
 	NMEA   string             `yaml:"nmea" doc:"Sentence type without the talker, such as MWV."`

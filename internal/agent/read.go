@@ -99,20 +99,25 @@ func (r *Reader) Read(ctx context.Context, q status.ReadRequest) (status.ReadRep
 	if dev.Map.Transport == "serial" {
 		return r.listened(reply, name, point)
 	}
+	m, err := r.lines[bus.Name].Located(ctx, name)
+	if err != nil {
+		return reply, Explain(err)
+	}
 	if pick >= 0 {
-		req, err := dev.Map.PointRequest(pick)
+		req, err := m.PointRequest(pick)
 		if err != nil {
-			return reply, err
+			return reply, &status.Failure{Code: "no-such-point", What: fmt.Sprintf("%s has no %s", name, point), Exit: 1,
+				Seen: "none of the models of this device has it"}
 		}
 		requests = []profile.Request{req}
 	} else {
-		requests = dev.Map.Plan(profile.Limits{})
+		requests = m.Plan(profile.Limits{})
 	}
 	var readings []telemetry.Reading
 	for _, req := range requests {
 		answer, err := r.lines[bus.Name].Exchange(ctx, deviceUnit(dev), req.Table, req.Address, req.Count)
 		if pick < 0 && errors.As(err, new(driver.Exception)) {
-			if readings, err = r.singly(ctx, bus, dev, req, readings); err == nil {
+			if readings, err = r.singly(ctx, bus, dev, m, req, readings); err == nil {
 				reply.Unit = int(deviceUnit(dev))
 				reply.Table, reply.Addr, reply.Count = int(req.Table), int(req.Address), int(req.Count)
 				continue
@@ -127,13 +132,13 @@ func (r *Reader) Read(ctx context.Context, q status.ReadRequest) (status.ReadRep
 		if len(requests) == 1 {
 			reply.Hex = hex.EncodeToString(answer.Data)
 		}
-		readings = dev.Map.Decode(req, answer.Data, dev.Base, readings)
+		readings = m.Decode(req, answer.Data, dev.Base, readings)
 	}
 	now := time.Now().UnixMilli()
 	for _, rd := range readings {
 		if pick < 0 || rd.Point == dev.Base+uint32(pick) {
 			v := valueOf(&r.catalog.Points[rd.Point], &rd, now, now)
-			if t, addr, ok := dev.Map.Points[rd.Point-dev.Base].Place(); ok {
+			if t, addr, ok := m.Points[rd.Point-dev.Base].Place(); ok {
 				v.Table, v.Addr, v.Manual = int(t), int(addr), profile.ManualNumber(t, addr)
 			}
 			reply.Values = append(reply.Values, v)
@@ -144,9 +149,9 @@ func (r *Reader) Read(ctx context.Context, q status.ReadRequest) (status.ReadRep
 
 // singly asks for the points of a request that the device refuses as a whole
 // one by one: one register that is not there does not hide the others.
-func (r *Reader) singly(ctx context.Context, bus *driver.Options, dev *driver.Device, req profile.Request, readings []telemetry.Reading) ([]telemetry.Reading, error) {
+func (r *Reader) singly(ctx context.Context, bus *driver.Options, dev *driver.Device, m *profile.Profile, req profile.Request, readings []telemetry.Reading) ([]telemetry.Reading, error) {
 	for _, p := range req.Points {
-		one, err := dev.Map.PointRequest(p)
+		one, err := m.PointRequest(p)
 		if err != nil {
 			return readings, err
 		}
@@ -162,7 +167,7 @@ func (r *Reader) singly(ctx context.Context, bus *driver.Options, dev *driver.De
 		case err != nil:
 			return readings, err
 		default:
-			readings = dev.Map.Decode(one, answer.Data, dev.Base, readings)
+			readings = m.Decode(one, answer.Data, dev.Base, readings)
 		}
 	}
 	return readings, nil
