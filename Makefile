@@ -44,7 +44,8 @@ unit:
 
 # Programs that none of us wrote, for the tests that talk to real peers.
 PEERS = mosquitto mosquitto_sub mbpoll socat cc pkg-config openssl strace node tinyproxy microsocks
-PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial python3-serial-asyncio python3-cbor2 nodejs npm mbpoll socat pkg-config openssl strace tinyproxy-bin microsocks
+PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial python3-serial-asyncio python3-cbor2 mbpoll socat pkg-config openssl strace tinyproxy-bin microsocks \
+	$(shell command -v npm >/dev/null 2>&1 && command -v node >/dev/null 2>&1 || echo nodejs npm)
 
 # Where the packages of testdata/peer/npm go.
 NPM = $${XDG_CACHE_HOME:-$$HOME/.cache}/tidegate-peers
