@@ -244,11 +244,10 @@ func TestWriteOutcome(t *testing.T) {
 			}
 			// It keeps what it likes.
 			s.SetPlan(nil)
-			s.Unit(7).Live(profile.Holding, 0, 1, func(_ time.Time, regs []uint16) { regs[0] = 42 })
 			keep := s.Unit(7)
 			s.Observe(func(e sim.Exchange) {
 				if e.Function == 6 {
-					go keep.Set(profile.Holding, 0, 42)
+					keep.Set(profile.Holding, 0, 42)
 				}
 			})
 			c, err := limit(65)
