@@ -313,7 +313,7 @@ func TestDecodeEncode(t *testing.T) {
 		if first.Value.Kind() == telemetry.Float64 && pt.Type[0] != 'f' && math.Abs(first.Value.Float()) > 1e15 {
 			return // beyond what a mantissa holds: not exact, and said so
 		}
-		again, err := p.Encode(0, first.Value)
+		again, err := p.Encode(0, first.Value, 0)
 		if err != nil {
 			t.Fatalf("%v of % x: %v", first.Value, data, err)
 		}
@@ -339,12 +339,12 @@ func TestEncode(t *testing.T) {
 		{telemetry.BoolValue(true), "01"}, {telemetry.TextValue("AB"), "41420000"}, {telemetry.TextValue("mppt"), "0004"},
 		{telemetry.TextValue("fan,bit3"), "000a"}, {telemetry.IntValue(188, 0), "0bc0"}, {telemetry.Float64Value(7.4), "0007"},
 	} {
-		if got, err := p.Encode(i, c.v); err != nil || hex.EncodeToString(got) != c.want {
+		if got, err := p.Encode(i, c.v, 0); err != nil || hex.EncodeToString(got) != c.want {
 			t.Errorf("%s: %x %v, want %s", p.Points[i].Name, got, err, c.want)
 		}
 	}
 	for i, v := range []telemetry.Value{1: telemetry.TextValue("ABCDE"), 2: telemetry.TextValue("boost"), 3: telemetry.TextValue("bit77"), 4: telemetry.IntValue(256, 0), 5: telemetry.IntValue(-1, 0)} {
-		if got, err := p.Encode(i, v); i > 0 && err == nil {
+		if got, err := p.Encode(i, v, 0); i > 0 && err == nil {
 			t.Errorf("%s: %v became %x", p.Points[i].Name, v, got)
 		}
 	}

@@ -108,7 +108,7 @@ func (s *Sign) Model() []byte {
 	case len(pt.Range) == 2:
 		v = telemetry.Float64Value(math.Floor((pt.Range[0].Float() + pt.Range[1].Float()) / 2))
 	}
-	b, err := s.probe.Encode(0, v)
+	b, err := s.probe.Encode(0, v, 0)
 	if err != nil {
 		return nil
 	}

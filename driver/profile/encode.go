@@ -33,12 +33,12 @@ func (c *codec) span() (lo, hi int) {
 
 // Encode returns the bytes that decode to v: the registers of point i in
 // wire order, one byte 0 or 1 for a coil or input, or the field of a binary
-// frame. Bits that belong to no part of the point are 0. The value of a
-// point with a scale-factor register is encoded for the factor 0.
+// frame. Bits that belong to no part of the point are 0. power is what the
+// scale-factor register holds, -10 to 10, of a point that has one.
 //
 // It fails for a value that the point cannot hold, and for points of text
 // lines.
-func (p *Profile) Encode(i int, v telemetry.Value) ([]byte, error) {
+func (p *Profile) Encode(i int, v telemetry.Value, power int) ([]byte, error) {
 	c, name := &p.codecs[i], p.Points[i].Name
 	if c.text != nil {
 		return nil, fmt.Errorf("point %s is text: it has no bytes of its own", name)
@@ -63,7 +63,7 @@ func (p *Profile) Encode(i int, v telemetry.Value) ([]byte, error) {
 	if c.act == actString {
 		return c.encodeString(b, v, name)
 	}
-	raw, err := c.raw(v)
+	raw, err := c.raw(v, power)
 	if err != nil {
 		return nil, fmt.Errorf("point %s: %w", name, err)
 	}
@@ -87,10 +87,10 @@ func (c *codec) encodeString(b []byte, v telemetry.Value, name string) ([]byte, 
 var errNoFit = errors.New("the value does not fit the type")
 
 // raw returns the raw number that decodes to v; with a scale-factor register,
-// for the factor 0.
-func (c *codec) raw(v telemetry.Value) (uint64, error) {
+// for this power of ten.
+func (c *codec) raw(v telemetry.Value, power int) (uint64, error) {
 	if c.sf != nil {
-		return c.rawOf(v, &c.sf[10])
+		return c.rawOf(v, &c.sf[10+power])
 	}
 	return c.rawOf(v, &c.num)
 }

@@ -356,7 +356,7 @@ func FuzzParse(f *testing.F) {
 			s.Feed(src, func(raw []byte) { p.DecodeFrame(raw, 0, nil) })
 		}
 		for i := range p.Points {
-			if b, err := p.Encode(i, telemetry.IntValue(1, 0)); err == nil && p.codecs[i].table != 0 {
+			if b, err := p.Encode(i, telemetry.IntValue(1, 0), 0); err == nil && p.codecs[i].table != 0 {
 				_ = b
 			}
 		}

@@ -85,7 +85,7 @@ points:
 			t.Errorf("%s: %s, want %s", p.Points[i].Name, text, want[i])
 		}
 	}
-	if _, err := p.Encode(0, telemetry.IntValue(1, 0)); err == nil {
+	if _, err := p.Encode(0, telemetry.IntValue(1, 0), 0); err == nil {
 		t.Error("a record has no bytes of its own")
 	}
 }

@@ -341,7 +341,7 @@ func (p *Profile) EncodeFrame(values []telemetry.Value) ([]byte, error) {
 			continue
 		}
 		c := &p.codecs[i]
-		raw, err := p.Encode(i, v)
+		raw, err := p.Encode(i, v, 0)
 		if err != nil {
 			return nil, err
 		}

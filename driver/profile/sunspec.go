@@ -185,26 +185,41 @@ func (p *Profile) settle(pt *Point, m *Model, s *SunSpec, into []codec) (Point, 
 	return one, err
 }
 
+// sunspecLengths are how many registers follow the length of a model, as it
+// is published; model 160 with two trackers.
+var sunspecLengths = map[int]int{1: 66, 101: 50, 102: 50, 103: 50, 111: 60, 112: 60, 113: 60, 160: 48,
+	201: 105, 202: 105, 203: 105, 204: 105, 211: 124, 212: 124, 213: 124, 214: 124}
+
 // Usual is the profile as it stands in the device that it was made for: one
-// with the first model of each point. Bus plans are made with it.
+// with [Profile.UsualModels]. Bus plans are made with it.
 func (p *Profile) Usual() *Profile {
 	if !p.SunSpec() {
 		return p
 	}
-	var chain []Model
+	q, _ := p.Locate(p.UsualModels())
+	return q
+}
+
+// UsualModels are the models of a device that has each point in the first
+// place that the profile gives: model 1, then these, from register 40002 on.
+func (p *Profile) UsualModels() []Model {
+	chain := []Model{{ID: 1, Length: sunspecLengths[1]}}
 	for i := range p.Points {
 		s := &p.Points[i].SunSpec[0]
 		k := slices.IndexFunc(chain, func(m Model) bool { return m.ID == s.Model[0] })
 		if k < 0 {
-			chain, k = append(chain, Model{ID: s.Model[0]}), len(chain)
+			chain, k = append(chain, Model{ID: s.Model[0], Length: sunspecLengths[s.Model[0]]}), len(chain)
 		}
-		chain[k].Length = max(chain[k].Length, s.At+s.size(), 50)
+		need := s.At + s.size()
+		if s.SF != nil {
+			need = max(need, *s.SF+1)
+		}
+		chain[k].Length = max(chain[k].Length, need-2)
 	}
 	at := sunspecBases[0] + 2
 	for k := range chain {
 		chain[k].At = at
 		at += 2 + chain[k].Length
 	}
-	q, _ := p.Locate(chain)
-	return q
+	return chain
 }

@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"math"
 	"slices"
+	"strconv"
 	"time"
 
 	"tidegate/driver/profile"
@@ -18,6 +19,8 @@ import (
 // seed and the time alone. They change at full seconds.
 type Meter struct {
 	profile *profile.Profile
+	models  []profile.Model // of SunSpec; the profile is as it stands in them
+	seed    uint64
 	points  []signal
 	spans   []stretch
 	memory  *Unit // what Truth reads
@@ -32,6 +35,7 @@ type signal struct {
 	held                 telemetry.Value // it stays at this value, if it is one
 	seed                 uint64
 	decimals             int
+	power                int // what its scale-factor register holds
 }
 
 // stretch is a run of registers or bits that points cover without a hole.
@@ -42,9 +46,13 @@ type stretch struct {
 }
 
 // NewMeter returns a device for a Modbus profile. Counters begin at a
-// plausible figure at the time start.
+// plausible figure at the time start. A device of SunSpec has model 1 and
+// those models that the points name first, from register 40000 on.
 func NewMeter(p *profile.Profile, seed uint64, start time.Time) (*Meter, error) {
-	m := &Meter{profile: p, points: make([]signal, len(p.Points)), memory: &Unit{}}
+	m := &Meter{profile: p.Usual(), seed: seed, points: make([]signal, len(p.Points)), memory: &Unit{}}
+	if p.SunSpec() {
+		m.models, p = p.UsualModels(), m.profile
+	}
 	factors := map[string]bool{}
 	for i := range p.Points {
 		factors[string(p.Points[i].SF)] = true
@@ -56,6 +64,9 @@ func NewMeter(p *profile.Profile, seed uint64, start time.Time) (*Meter, error) 
 			return nil, fmt.Errorf("sim: profile %s: point %s has no registers", p.Name, pt.Name)
 		}
 		m.points[i] = newSignal(pt, tp.Decimals, seed)
+		if m.models != nil && pt.SF != "" {
+			m.points[i].power = sunspecPowers[pt.Unit]
+		}
 		m.points[i].fixed = factors[pt.Name]
 		m.points[i].middle -= m.points[i].rate * float64(start.Unix())
 		b, err := m.encode(i, start)
@@ -76,7 +87,7 @@ func NewMeter(p *profile.Profile, seed uint64, start time.Time) (*Meter, error) 
 func (m *Meter) Hold(point, value string) error {
 	i, v, err := heldValue(m.profile, point, value)
 	if err == nil {
-		_, err = m.profile.Encode(i, v)
+		_, err = m.profile.Encode(i, v, m.points[i].power)
 	}
 	if err != nil {
 		return err
@@ -122,12 +133,49 @@ func (m *Meter) Fill(u *Unit) error {
 		u.Define(r.Table, r.Address, int(r.Count)) // with its scale factor
 	}
 	m.fillHoles(u)
+	m.layModels(u)
 	for _, s := range m.spans {
 		u.Live(s.table, uint16(s.from), s.to-s.from, func(now time.Time, regs []uint16) { m.fill(s, now, regs) })
 	}
 	u.Limit(m.profile.MaxRead, m.profile.MaxBits)
 	m.sign(u)
 	return nil
+}
+
+// sunspecPowers are the scale factors of quantities in a device of SunSpec;
+// the others have 0.
+var sunspecPowers = map[string]int{"V": -1, "A": -2, "Hz": -2, "/": -2, "Cel": -1}
+
+// layModels writes the marker of SunSpec, the models with what model 1 says
+// of the maker, the scale factors, and the end. Registers without a point of
+// the profile are 0.
+func (m *Meter) layModels(u *Unit) {
+	if m.models == nil {
+		return
+	}
+	end := 0
+	for _, x := range m.models {
+		u.Define(profile.Holding, uint16(x.At), 2+x.Length)
+		u.Set(profile.Holding, uint16(x.At), uint16(x.ID), uint16(x.Length))
+		end = x.At + 2 + x.Length
+	}
+	u.Set(profile.Holding, uint16(end), 0xFFFF, 0)
+	first := m.models[0].At
+	u.Set(profile.Holding, uint16(first-2), unpackRegs([]byte("SunS"))...)
+	for at, text := range map[int]string{2: "tidegate", 18: m.profile.Name, 42: "sim", 50: fmt.Sprintf("%08d", m.seed%1e8)} {
+		b := make([]byte, 32)
+		copy(b[:31], text)
+		if at == 42 {
+			b = b[:16]
+		}
+		u.Set(profile.Holding, uint16(first+at), unpackRegs(b)...)
+	}
+	for i := range m.profile.Points {
+		// The others have 0, where they have one.
+		if at, err := strconv.Atoi(string(m.profile.Points[i].SF)); err == nil {
+			u.Set(profile.Holding, uint16(at), uint16(int16(m.points[i].power)))
+		}
+	}
 }
 
 // sign makes the device be recognised: what the reads of detect look at is
@@ -264,12 +312,12 @@ func (m *Meter) encode(i int, now time.Time) ([]byte, error) {
 		v = telemetry.BoolValue(mix(s.seed, sec/30)%4 == 0)
 	default:
 		x := s.at(sec)
-		if b, err := m.profile.Encode(i, telemetry.Float64Value(roundTo(x, s.decimals))); err == nil {
+		if b, err := m.profile.Encode(i, telemetry.Float64Value(roundTo(x, s.decimals)), s.power); err == nil {
 			return b, nil
 		}
 		v = telemetry.IntValue(0, 0)
 	}
-	return m.profile.Encode(i, v)
+	return m.profile.Encode(i, v, s.power)
 }
 
 func isBit(pt *profile.Point) bool {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/binary"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -38,6 +39,26 @@ func TestMeterTellsTheTruth(t *testing.T) {
 			if err := m.Fill(u); err != nil {
 				t.Fatal(err)
 			}
+			ask := func(t profile.Table, addr, count uint16, now time.Time) ([]byte, error) {
+				pdu := []byte{byte(t), byte(addr >> 8), byte(addr), 0, 0}
+				binary.BigEndian.PutUint16(pdu[3:], count)
+				a := u.answer(pdu, now)
+				if a[0]&0x80 != 0 {
+					return nil, fmt.Errorf("%w: %v %d+%d: % x", profile.ErrRefused, t, addr, count, a)
+				}
+				return a[2:], nil
+			}
+			if p.SunSpec() {
+				chain, err := profile.WalkSunSpec(func(addr, count uint16) ([]byte, error) { return ask(profile.Holding, addr, count, start) })
+				if err != nil || chain[0] != (profile.Model{ID: 1, At: 40002, Length: 66}) {
+					t.Fatalf("models %v, %v", chain, err)
+				}
+				found, missing := p.Locate(chain)
+				if len(missing) > 0 {
+					t.Fatalf("the models %v lack %d points", chain, len(missing))
+				}
+				p = found
+			}
 			var last []telemetry.Reading
 			changed := map[uint32]bool{}
 			for sec := range 300 {
@@ -45,13 +66,11 @@ func TestMeterTellsTheTruth(t *testing.T) {
 				truth := m.Truth(now)
 				var got []telemetry.Reading
 				for _, r := range p.Plan(profile.Limits{}) {
-					pdu := []byte{byte(r.Table), byte(r.Address >> 8), byte(r.Address), 0, 0}
-					binary.BigEndian.PutUint16(pdu[3:], r.Count)
-					a := u.answer(pdu, now)
-					if a[0]&0x80 != 0 {
-						t.Fatalf("%v is refused: % x", r, a)
+					data, err := ask(r.Table, r.Address, r.Count, now)
+					if err != nil {
+						t.Fatal(err)
 					}
-					got = p.Decode(r, a[2:], 0, got)
+					got = p.Decode(r, data, 0, got)
 				}
 				slices.SortFunc(got, func(a, b telemetry.Reading) int { return int(a.Point) - int(b.Point) })
 				if !slices.Equal(got, truth) {

@@ -88,7 +88,7 @@ func (v *Voice) Hold(point, value string) error {
 	case v.records != nil:
 		return fmt.Errorf("the frames of %s are recordings: %s cannot be set", v.p.Name, point)
 	}
-	if _, err := v.p.Encode(i, x); err != nil {
+	if _, err := v.p.Encode(i, x, 0); err != nil {
 		return err
 	}
 	v.points[i].held = x
@@ -115,7 +115,7 @@ func (v *Voice) build(now time.Time) ([]byte, error) {
 		if values[i] = s.held; s.held.Kind() == telemetry.None {
 			values[i] = telemetry.Float64Value(roundTo(s.at(now.Unix()), s.decimals))
 		}
-		if _, err := v.p.Encode(i, values[i]); err != nil {
+		if _, err := v.p.Encode(i, values[i], 0); err != nil {
 			values[i] = telemetry.Value{} // words, flags: 0
 		}
 	}
