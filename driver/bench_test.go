@@ -3,8 +3,15 @@ package driver
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
 	"net"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,6 +94,61 @@ func BenchmarkTCPFlatOut(b *testing.B) {
 		}
 		report(b, cpu()-used)
 	})
+}
+
+// BenchmarkBesideLibmodbus reads 100 registers over one connection from a
+// libmodbus server in a process of its own, by turns as a C client on
+// libmodbus and as the driver with the one thread that the agent gives to
+// networks; CPU is of the client alone. It fails when the driver is slower
+// or costs more: medians of eleven turns.
+func BenchmarkBesideLibmodbus(b *testing.B) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	const turns, requests = 11, 20_000
+	bin := libmodbus(b)
+	port := strings.TrimSpace(peer(b, bin, "tcp"))
+	a, _ := newAsk(packager(kindTCP, 17), kindTCP, 17, profile.Holding, 0, 100)
+	type figures struct{ rate, cpu []float64 }
+	var c, own figures
+	for b.Loop() {
+		for range turns {
+			out, err := exec.Command(bin, "read", port, strconv.Itoa(requests)).Output()
+			var rate, used float64
+			if _, e := fmt.Sscan(string(out), &rate, &used); err != nil || e != nil {
+				b.Fatalf("the C client: %q, %v", out, errors.Join(err, e))
+			}
+			c.rate, c.cpu = append(c.rate, rate), append(c.cpu, used)
+
+			l, err := Open(Options{Name: "b", Connect: "tcp://127.0.0.1:" + port,
+				Devices: []Device{{Name: "d", Unit: 17, Points: custom(b, 1).Points, Map: custom(b, 1)}}}, Env{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			ask := func() {
+				ans, err := l.query(context.Background(), l.unit(17), a, time.Second, 0)
+				if err != nil || binary.BigEndian.Uint16(ans.data[198:]) != peerTruth(profile.Holding, 99) {
+					b.Fatalf("% x, %v", ans.data, err)
+				}
+			}
+			ask() // connects
+			before, start := cpu(), time.Now()
+			for range requests {
+				ask()
+			}
+			took := time.Since(start)
+			own.rate = append(own.rate, requests/took.Seconds())
+			own.cpu = append(own.cpu, float64((cpu()-before).Microseconds())/requests)
+			l.Close()
+		}
+	}
+	middle := func(v []float64) float64 { slices.Sort(v); return v[len(v)/2] }
+	faster, dearer := middle(own.rate)/middle(c.rate), middle(own.cpu)/middle(c.cpu)
+	b.ReportMetric(middle(c.rate), "libmodbus-requests/s")
+	b.ReportMetric(middle(own.rate), "requests/s")
+	b.ReportMetric(faster, "x-faster")
+	b.ReportMetric(dearer, "x-cpu")
+	if faster < 1 || dearer > 1 {
+		b.Errorf("%.2f times as fast as libmodbus, at %.2f of its CPU", faster, dearer)
+	}
 }
 
 // BenchmarkHundredLines runs 100 TCP lines with 50 points every 100 ms for

@@ -16,7 +16,7 @@ import (
 )
 
 // missing skips the test loudly, or fails it where everything must be there.
-func missing(t *testing.T, what string, err error) {
+func missing(t testing.TB, what string, err error) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatalf("NOT RUN: %s: %v", what, err)
@@ -47,7 +47,7 @@ func peerBytes(tab profile.Table, addr, count uint16) []byte {
 
 // peer starts a program and returns the first line it prints. It ends when
 // its standard input is closed, or is killed.
-func peer(t *testing.T, name string, args ...string) string {
+func peer(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(name, args...)
 	in, err := cmd.StdinPipe()
@@ -101,7 +101,7 @@ func ptyPair(t *testing.T) (a, b string) {
 }
 
 // libmodbus builds the C peer.
-func libmodbus(t *testing.T) string {
+func libmodbus(t testing.TB) string {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), "libmodbus")
 	args := []string{"-O1", "-o", bin, "testdata/peer/libmodbus.c"}

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 // stream is the bytes of a line: a serial port or a connection. One
@@ -29,13 +30,20 @@ type stream interface {
 	Close() error
 }
 
-// tcpStream is a stream over a TCP connection.
+// tcpStream is a stream over a TCP connection. Its calls to the kernel never
+// block, so the scheduler is not told of them: telling it wakes one more
+// thread for each request. A deadline is moved only when it must be.
 type tcpStream struct {
-	c      *net.TCPConn
-	raw    syscall.RawConn
-	read   time.Time // the read deadline that is set
-	write  time.Time // the write deadline that is set
-	closed atomic.Bool
+	c       *net.TCPConn
+	raw     syscall.RawConn
+	until   time.Time // the read deadline that is set
+	p       []byte    // of the call under way
+	n       int
+	errno   syscall.Errno
+	receive func(fd uintptr) bool // fills p; false when nothing is there
+	look    func(fd uintptr)      // likewise
+	send    func(fd uintptr)      // writes what fits of p
+	closed  atomic.Bool
 }
 
 // keepAlive lets the kernel notice a dead peer after about 30 s of silence.
@@ -56,7 +64,7 @@ func dialTCP(ctx context.Context, addr string, timeout time.Duration) (stream, e
 		c.Close()
 		return nil, dialError(addr, err, time.Since(began))
 	}
-	return &tcpStream{c: c, raw: raw}, nil
+	return newTCPStream(c, raw), nil
 }
 
 func dialError(addr string, err error, took time.Duration) *Error {
@@ -87,66 +95,83 @@ func dialError(addr string, err error, took time.Duration) *Error {
 	return e
 }
 
+func newTCPStream(c *net.TCPConn, raw syscall.RawConn) *tcpStream {
+	s := &tcpStream{c: c, raw: raw}
+	s.receive = func(fd uintptr) bool {
+		s.n, s.errno = rawCall(syscall.SYS_READ, fd, s.p)
+		return s.errno != syscall.EAGAIN
+	}
+	s.look = func(fd uintptr) { s.receive(fd) }
+	s.send = func(fd uintptr) { s.n, s.errno = rawCall(syscall.SYS_WRITE, fd, s.p) }
+	return s
+}
+
+// rawCall reads or writes on a descriptor that does not block.
+func rawCall(trap, fd uintptr, p []byte) (int, syscall.Errno) {
+	for {
+		n, _, errno := syscall.RawSyscall(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		switch {
+		case errno == syscall.EINTR:
+		case errno != 0:
+			return 0, errno
+		default:
+			return int(n), 0
+		}
+	}
+}
+
 func (s *tcpStream) WriteAll(p []byte, deadline time.Time) error {
 	if s.closed.Load() {
 		return ErrGone
 	}
-	if !deadline.Equal(s.write) {
-		s.c.SetWriteDeadline(deadline)
-		s.write = deadline
+	s.p = p
+	if err := s.raw.Control(s.send); err != nil {
+		return netFailure(err)
 	}
-	_, err := s.c.Write(p)
+	if s.n == len(p) {
+		return nil
+	}
+	if s.errno != 0 && s.errno != syscall.EAGAIN {
+		return netFailure(s.errno)
+	}
+	s.c.SetWriteDeadline(deadline)
+	_, err := s.c.Write(p[s.n:])
 	return netFailure(err)
 }
 
 func (s *tcpStream) ReadSome(p []byte, deadline time.Time) (int, error) {
-	if s.closed.Load() {
-		return 0, ErrGone
+	for s.p = p; ; {
+		if s.closed.Load() {
+			return 0, ErrGone
+		}
+		wait := time.Until(deadline)
+		if wait <= 0 { // what the kernel already holds; raw.Read would not even look
+			return s.received(s.raw.Control(s.look))
+		}
+		if s.until.After(deadline) || time.Until(s.until) < wait/2 {
+			s.c.SetReadDeadline(deadline)
+			s.until = deadline
+		}
+		err := s.raw.Read(s.receive)
+		if s.until.Before(deadline) && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		return s.received(err)
 	}
-	if !deadline.After(time.Now()) {
-		return s.fetch(p)
-	}
-	if !deadline.Equal(s.read) {
-		s.c.SetReadDeadline(deadline)
-		s.read = deadline
-	}
-	n, err := s.c.Read(p)
-	if n > 0 {
-		return n, nil
-	}
-	if err == nil {
-		err = io.ErrNoProgress
-	}
-	return 0, netFailure(err)
 }
 
-// fetch takes what the kernel already holds; net.Conn does not read at all
-// once its deadline has passed.
-func (s *tcpStream) fetch(p []byte) (int, error) {
-	if !s.read.IsZero() {
-		s.c.SetReadDeadline(time.Time{})
-		s.read = time.Time{}
-	}
-	var n int
-	var rerr error
-	err := s.raw.Read(func(fd uintptr) bool {
-		for {
-			if n, rerr = syscall.Read(int(fd), p); rerr != syscall.EINTR {
-				return true
-			}
-		}
-	})
+func (s *tcpStream) received(err error) (int, error) {
 	switch {
 	case err != nil:
 		return 0, netFailure(err)
-	case rerr == syscall.EAGAIN:
+	case s.errno == syscall.EAGAIN:
 		return 0, ErrTimeout
-	case rerr != nil:
-		return 0, netFailure(rerr)
-	case n <= 0:
+	case s.errno != 0:
+		return 0, netFailure(s.errno)
+	case s.n == 0:
 		return 0, netFailure(io.EOF)
 	}
-	return n, nil
+	return s.n, nil
 }
 
 // netFailure maps an error of a connection.
