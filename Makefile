@@ -17,7 +17,7 @@ COLD     = net net/url net/http/... crypto/tls crypto/x509/... crypto/hpke encod
 BUILD    = CGO_ENABLED=0 $(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false $(COLD:%=-gcflags=%=-l) -ldflags "$(LDFLAGS)"
 OUT     ?= tidegate
 
-.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-bus proof-many proof-power proof-faults proof-net proof-storm proof-cluster mutants clean
+.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-bus proof-many proof-power proof-faults proof-net proof-storm proof-cluster proof-recipes mutants clean
 
 build: ## the static binary, ./tidegate
 	$(BUILD) -o $(OUT) ./cmd/tidegate
@@ -43,8 +43,8 @@ unit:
 	fi
 
 # Programs that none of us wrote, for the tests that talk to real peers.
-PEERS = mosquitto mosquitto_sub mbpoll socat cc pkg-config openssl strace node tinyproxy microsocks
-PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial python3-serial-asyncio python3-cbor2 mbpoll socat pkg-config openssl strace tinyproxy-bin microsocks \
+PEERS = mosquitto mosquitto_sub mbpoll socat cc pkg-config openssl strace node tinyproxy microsocks psql
+PACKAGES = mosquitto mosquitto-clients libmodbus-dev gcc libc6-dev python3-pymodbus python3-serial python3-serial-asyncio python3-cbor2 mbpoll socat pkg-config openssl strace tinyproxy-bin microsocks postgresql python3-paho-mqtt python3-psycopg2 \
 	$(shell command -v npm >/dev/null 2>&1 && command -v node >/dev/null 2>&1 || echo nodejs npm)
 
 # Where the packages of testdata/peer/npm go.
@@ -53,13 +53,13 @@ NPM = $${XDG_CACHE_HOME:-$$HOME/.cache}/tidegate-peers
 peers:
 	@missing=; for p in $(PEERS); do command -v $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
 	echo '#include <modbus.h>' | cc -E -I/usr/include/modbus - >/dev/null 2>&1 || missing="$$missing libmodbus"; \
-	/usr/bin/python3 -c 'import pymodbus.client, pymodbus.server, serial, cbor2' >/dev/null 2>&1 || missing="$$missing pymodbus-or-cbor2"; \
+	/usr/bin/python3 -c 'import pymodbus.client, pymodbus.server, serial, cbor2, paho.mqtt.client, psycopg2' >/dev/null 2>&1 || missing="$$missing pymodbus-cbor2-paho-or-psycopg2"; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
 		echo "installing for the tests:$$missing"; \
 		{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(PACKAGES); } >/tmp/tidegate-peers.log 2>&1 \
 			|| { echo "NOT INSTALLED, see below"; tail -5 /tmp/tidegate-peers.log; }; \
 		missing=; for p in $(PEERS); do command -v $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
-		/usr/bin/python3 -c 'import pymodbus.client, pymodbus.server, serial, cbor2' >/dev/null 2>&1 || missing="$$missing pymodbus-or-cbor2"; \
+		/usr/bin/python3 -c 'import pymodbus.client, pymodbus.server, serial, cbor2, paho.mqtt.client, psycopg2' >/dev/null 2>&1 || missing="$$missing pymodbus-cbor2-paho-or-psycopg2"; \
 	fi; \
 	if [ -n "$$missing" ]; then \
 		echo "NOT HERE, so the tests with these peers do not run:$$missing"; \
@@ -110,6 +110,11 @@ proof-storm: ## a thousand gateways come back after an outage of their broker
 
 proof-cluster: ## three NATS JetStream servers as brokers; two of them are killed, one after the other
 	cd bench && $(GO) run ./cluster
+
+NODE_RED = $${XDG_CACHE_HOME:-$$HOME/.cache}/tidegate-node-red
+proof-recipes: peers ## the recipe for Node-RED in Node-RED itself, which npm installs (120 MB)
+	@test -d $(NODE_RED)/node_modules/node-red || npm install --prefix $(NODE_RED) --ignore-scripts --no-audit --no-fund node-red@4.1.15
+	TIDEGATE_NODE_RED=$(NODE_RED) $(GO) test -run '^TestRecipesNodeRED$$' -count=1 -v ./cmd/tidegate
 
 mutants: ## deliberate breakages that the tests must catch
 	cd bench && $(GO) run ./mutants

@@ -84,8 +84,7 @@ func TestPagesRun(t *testing.T) {
 		}
 		t.Run(filepath.Base(page), func(t *testing.T) {
 			t.Parallel()
-			need(t, page)
-			runPage(t, bin, script)
+			runPage(t, bin, script, need(t, page)...)
 		})
 	}
 }
@@ -100,19 +99,32 @@ func inCI(block, ci string) bool {
 }
 
 // need skips the page loudly when a program it names in
-// <!-- needs: a b c --> is not here; with CI=true that is a failure.
-func need(t *testing.T, page string) {
+// <!-- needs: a b c --> is not here; with CI=true that is a failure. What it
+// returns belongs into the environment of the page.
+func need(t *testing.T, page string) (env []string) {
 	t.Helper()
 	src, _ := os.ReadFile(page)
 	m := regexp.MustCompile(`<!-- needs: (.*) -->`).FindSubmatch(src)
 	if m == nil {
-		return
+		return nil
 	}
 	for _, p := range strings.Fields(string(m[1])) {
-		if _, err := exec.LookPath(p); err != nil {
-			missing(t, p)
+		switch p {
+		case "postgres":
+			env = append(env, postgres(t)...)
+		case "psycopg2":
+			if exec.Command("/usr/bin/python3", "-c", "import psycopg2, paho.mqtt.client").Run() != nil {
+				missing(t, "psycopg2 or paho-mqtt")
+			}
+		case "mqtt.js":
+			env = append(env, "NODE_PATH="+npm(t, "mqtt"))
+		default:
+			if _, err := exec.LookPath(p); err != nil {
+				missing(t, p)
+			}
 		}
 	}
+	return env
 }
 
 // missing ends a test for want of a program: a failure with CI=true.
@@ -136,7 +148,7 @@ func buildBinary(t *testing.T) string {
 	return bin
 }
 
-func runPage(t *testing.T, bin, script string) {
+func runPage(t *testing.T, bin, script string, env ...string) {
 	t.Helper()
 	root, err := filepath.Abs(filepath.Join("..", ".."))
 	if err != nil {
@@ -147,6 +159,7 @@ func runPage(t *testing.T, bin, script string) {
 	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-x", "-c", script)
 	cmd.Dir = t.TempDir()
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(bin)+":"+os.Getenv("PATH"), "TIDEGATE="+root)
+	cmd.Env = append(cmd.Env, env...)
 	// The whole group ends with the page: what it left in the background, too.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
