@@ -2,7 +2,6 @@ package driver
 
 import (
 	"bytes"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -53,13 +52,9 @@ func newMeterBus(d *device) (*meterBus, error) {
 // identification number, or those and eight more of maker, version and type.
 // F stands for any digit.
 func meterMask(address string) ([]byte, error) {
-	b, err := hex.DecodeString(address)
-	if err != nil || len(b) != 4 && len(b) != 8 {
+	b, err := mbus.AddressBytes(address)
+	if err != nil {
 		return nil, fmt.Errorf("%q is no secondary address of an M-Bus meter: write the 8 digits printed on it, or all 16", address)
-	}
-	slices.Reverse(b[:4]) // the number goes out with its last digits first
-	for len(b) < 8 {
-		b = append(b, 0xff)
 	}
 	return b, nil
 }
@@ -177,22 +172,14 @@ func (m *meterBus) chosen(t *mbus.Telegram) bool {
 	if m.mask == nil || !t.Header && !t.Fixed {
 		return true
 	}
-	b, err := hex.DecodeString(t.Address())
+	b, err := mbus.AddressBytes(t.Address())
 	if err != nil {
 		return false
 	}
-	slices.Reverse(b[:4])
 	if t.Fixed {
 		b = b[:4]
 	}
-	for i, x := range b {
-		for _, half := range [...]byte{0xf0, 0x0f} {
-			if m.mask[i]&half != half && m.mask[i]&half != x&half {
-				return false
-			}
-		}
-	}
-	return true
+	return mbus.Selects(m.mask, b)
 }
 
 // sameTelegram compares two telegrams but for their access numbers.

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"tidegate/driver"
+	"tidegate/driver/mbus"
 	"tidegate/driver/profile"
 	"tidegate/internal/sim"
 )
@@ -37,7 +38,8 @@ func (a *app) simCmd() *cobra.Command {
 		Short: "devices that do not exist, from their profiles",
 		Long: `Is one device or several of the library, or of files of your own, for tries
 without hardware: registers hold values that drift within their range, and can
-be written; serial devices talk or answer. PLACE is
+be written; serial devices talk or answer. Meters on an M-Bus share a line:
+UNIT is the primary address, or the 8 or 16 digits of the secondary one. PLACE is
   rtu:PATH, ascii:PATH, serial:PATH    a serial line: a pty is made and PATH is
                      a link to it; an existing port is used as it is
   tcp:HOST:PORT, rtu+tcp:HOST:PORT, serial+tcp:HOST:PORT
@@ -63,14 +65,16 @@ hangup. It runs until it is stopped.`,
 type simUnit struct {
 	Unit    int    `json:"unit"`
 	Profile string `json:"profile"`
+	Address string `json:"address,omitempty"` // of a meter on an M-Bus
 	p       *profile.Profile
 }
 
 // simulation is what answers at a place.
 type simulation struct {
 	units []simUnit
-	slave *sim.Slave // of Modbus devices
-	voice *sim.Voice // of a serial device
+	slave *sim.Slave    // of Modbus devices
+	voice *sim.Voice    // of a serial device
+	bus   *sim.MeterBus // of meters
 	wire  sim.Wire
 	ascii bool
 }
@@ -86,7 +90,7 @@ func (a *app) sim(ctx context.Context, args []string, f *simFlags) error {
 		return err
 	}
 	s.ascii = scheme == "ascii"
-	if serial := strings.HasPrefix(scheme, "serial"); serial != (s.voice != nil) {
+	if serial := strings.HasPrefix(scheme, "serial"); serial != (s.slave == nil) {
 		return usage{fmt.Errorf("%s does not fit --at %s:", s.units[0].Profile, scheme)}
 	}
 	if f.forTime > 0 {
@@ -110,9 +114,20 @@ func (a *app) sim(ctx context.Context, args []string, f *simFlags) error {
 		case "rtu+tcp":
 			return s.slave.ServeRTUOverTCP(ctx, ln, s.wire)
 		}
-		return s.voice.ServeTCP(ctx, ln)
+		return s.talks().ServeTCP(ctx, ln)
 	}
 	return usage{fmt.Errorf("--at %s: begins with none of rtu:, ascii:, serial:, tcp:, rtu+tcp:, serial+tcp:", f.at)}
+}
+
+// talks is what serves a serial line that is no Modbus line.
+func (s *simulation) talks() interface {
+	Serve(context.Context, io.ReadWriter) error
+	ServeTCP(context.Context, net.Listener) error
+} {
+	if s.bus != nil {
+		return s.bus
+	}
+	return s.voice
 }
 
 // simulate builds the devices.
@@ -130,18 +145,21 @@ func (a *app) simulate(args []string, f *simFlags) (*simulation, error) {
 			return nil, err
 		}
 		n := max(p.Unit, 1)
-		if given {
+		address := ""
+		if given && p.MBus() && len(unit) >= 8 {
+			address, n = unit, 0
+		} else if given {
 			if n, err = strconv.Atoi(unit); err != nil || n < 0 || n > 255 {
 				return nil, usage{fmt.Errorf("%s: %q is no unit of 0 to 255", arg, unit)}
 			}
 		}
 		for ; taken[n] && !given && n < 247; n++ {
 		}
-		if taken[n] {
+		if taken[n] && address == "" {
 			return nil, usage{fmt.Errorf("%s: unit %d is taken", arg, n)}
 		}
-		taken[n] = true
-		s.units = append(s.units, simUnit{n, p.Name, p})
+		taken[n] = address == ""
+		s.units = append(s.units, simUnit{n, p.Name, address, p})
 	}
 	if f.line != "" {
 		if err := driver.CheckLine(f.line); err != nil {
@@ -164,6 +182,9 @@ func (a *app) simulate(args []string, f *simFlags) (*simulation, error) {
 		rules = append(rules, r)
 	}
 	plan := sim.Rules(f.seed, rules...)
+	if s.units[0].p.MBus() {
+		return s, s.meters(f, plan)
+	}
 	if s.units[0].p.Transport == "serial" {
 		if len(s.units) > 1 {
 			return nil, usage{errors.New("a serial device has its line to itself: name one profile")}
@@ -199,6 +220,33 @@ func (a *app) simulate(args []string, f *simFlags) (*simulation, error) {
 		}
 	}
 	return s, nil
+}
+
+// meters puts meters on an M-Bus.
+func (s *simulation) meters(f *simFlags, plan sim.Plan) error {
+	s.bus = &sim.MeterBus{Wire: s.wire, Plan: plan}
+	holds := map[int]func(point, value string) error{}
+	for i := range s.units {
+		u := &s.units[i]
+		if u.Unit > mbus.MaxUnit {
+			return usage{fmt.Errorf("%s: the primary addresses of an M-Bus are 0 to %d", u.Profile, mbus.MaxUnit)}
+		}
+		m, err := s.bus.Add(u.p, u.Unit, u.Address, f.seed+uint64(i), time.Now())
+		if err != nil {
+			return usage{err}
+		}
+		u.Address = m.Address
+		next := holds[u.Unit]
+		holds[u.Unit] = func(point, value string) error {
+			if next != nil {
+				if err := next(point, value); err != nil {
+					return err
+				}
+			}
+			return m.Hold(point, value)
+		}
+	}
+	return s.hold(f.set, holds)
 }
 
 // hold keeps points at values: POINT=VALUE for every device that has it,
@@ -271,8 +319,8 @@ func (a *app) simOnLine(ctx context.Context, s *simulation, path string, f *simF
 	a.simReady(s, path, shown)
 	var err error
 	switch {
-	case s.voice != nil:
-		err = s.voice.Serve(ctx, port)
+	case s.slave == nil:
+		err = s.talks().Serve(ctx, port)
 	case s.ascii:
 		err = s.slave.ServeASCII(ctx, port, s.wire)
 	default:
@@ -313,7 +361,7 @@ func (a *app) simReady(s *simulation, place, pty string) {
 			rows = append(rows, []string{"  " + u.Profile, what})
 			continue
 		}
-		rows = append(rows, []string{fmt.Sprintf("  unit %d", u.Unit), u.Profile})
+		rows = append(rows, []string{fmt.Sprintf("  unit %d", u.Unit), u.Profile, u.Address})
 	}
 	table(a.out, rows)
 }

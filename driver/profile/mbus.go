@@ -3,6 +3,7 @@ package profile
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/big"
 	"slices"
 	"strconv"
@@ -345,6 +346,73 @@ func (s *mbusSource) number(unit string, exp int) *number {
 	}
 	s.numbers[key] = out
 	return out
+}
+
+// EncodeTelegram returns the records of a meter that sends these values, one
+// for each point, None for what it does not send: in the order of the profile,
+// those that differ by nothing by their nth. Texts of a header are no records.
+// It fails for a value that no record of 32 bits can hold.
+func (p *Profile) EncodeTelegram(values []telemetry.Value) (records [][]byte, err error) {
+	order := make([]int, 0, len(values))
+	for i := range p.codecs {
+		if s := p.codecs[i].mbus; s != nil && s.Header == "" && i < len(values) && values[i].Kind() != telemetry.None {
+			order = append(order, i)
+		}
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return p.codecs[a].mbus.Nth - p.codecs[b].mbus.Nth })
+	for _, i := range order {
+		r, ok := p.codecs[i].encodeRecord(values[i])
+		if !ok {
+			return nil, fmt.Errorf("point %s: no record holds %s", p.Points[i].Name, values[i])
+		}
+		records = append(records, r.Append(nil))
+	}
+	return records, nil
+}
+
+// encodeRecord chooses the coarsest code that holds a value exactly, or else
+// the finest that holds it at all.
+func (c *codec) encodeRecord(v telemetry.Value) (r mbus.Record, ok bool) {
+	s := c.mbus
+	codes := mbus.Codes(s.Quantity, s.With)
+	if s.Label != "" {
+		codes = []mbus.Record{{Label: s.Label, Unit: s.pt.Unit}}
+	} else if s.VIF != nil {
+		code, _ := mbus.Code(s.VIF)
+		codes = []mbus.Record{code}
+	}
+	exact := false
+	for _, code := range codes {
+		code.Function, code.Storage, code.Tariff, code.Subunit = s.function, uint64(s.Storage), uint32(s.Tariff), uint32(s.Subunit)
+		whole := false
+		switch x, isNumber := valueRat(v); {
+		case c.act == actString && isNumber: // a point in time
+			code.Value = mbus.Value{Form: mbus.Integer, Int: x.Num().Int64()}
+		case c.act == actString:
+			code.Value = mbus.Value{Form: mbus.Text, Str: v.Text()}
+		case c.act != actNumber:
+			raw, err := c.rawOf(v, &c.num)
+			if err != nil {
+				continue
+			}
+			code.Value = mbus.Value{Form: mbus.Integer, Int: int64(raw)}
+		default:
+			num := s.number(code.Unit, code.Exp)
+			if num == nil || !isNumber {
+				continue
+			}
+			x.Sub(x, num.offset).Quo(x, num.scale)
+			n := roundRat(x)
+			if whole = x.IsInt(); !n.IsInt64() || n.Int64() != int64(int32(n.Int64())) || int32(n.Int64()) == math.MinInt32 {
+				continue
+			}
+			code.Value = mbus.Value{Form: mbus.Integer, Int: n.Int64()}
+		}
+		if !ok || c.act == actString || whole && code.Unit == r.Unit && (!exact || code.Exp > r.Exp) {
+			r, ok, exact = code, true, whole
+		}
+	}
+	return r, ok
 }
 
 // lookMBus judges an M-Bus frame at the start of b.

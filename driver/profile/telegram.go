@@ -1,9 +1,12 @@
 package profile
 
 import (
+	"encoding/hex"
+	"fmt"
 	"math/big"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"tidegate/driver/obis"
@@ -203,4 +206,72 @@ func (c *codec) decodeObject(s *textSource, o *obis.Object, now obis.Time, out *
 		}
 		c.decodeField([]byte(value), num, out)
 	}
+}
+
+// TelegramLines returns the data sets of a telegram with these values, one
+// for each point, None for what is not sent. Devices behind the meter come on
+// channels from 1 on and have measured now.
+func (p *Profile) TelegramLines(values []telemetry.Value, now time.Time) (lines []string) {
+	stamp := now.Format("060102150405") + "W"
+	if p.Handshake != nil && p.Handshake.Kind == "dsmr" {
+		lines = append(lines, "0-0:1.0.0("+stamp+")")
+	}
+	channel := int16(0)
+	for i, v := range values {
+		c, pt := &p.codecs[i], &p.Points[i]
+		if v.Kind() == telemetry.None || len(c.text) == 0 || c.text[0].obis == nil {
+			continue
+		}
+		s := &c.text[0]
+		code, set := s.obis.code, ""
+		if code.B == obis.Any {
+			channel++
+			code.B = channel
+			if len(s.obis.device) > 0 {
+				lines = append(lines, fmt.Sprintf("0-%d:24.1.0(%03d)", channel, s.obis.device[0]))
+				set = "(" + stamp + ")"
+			}
+		}
+		num, unit := &c.num, pt.Unit
+		if n, ok := s.units[unit]; ok {
+			num = n
+		}
+		if len(s.ends) > 0 {
+			num, unit = s.ends[0].num, s.ends[0].text
+		}
+		text := v.Text()
+		x, isNumber := valueRat(v)
+		switch {
+		case c.hexed:
+			text = hex.EncodeToString([]byte(text))
+		case c.act == actString:
+		case isNumber && c.act == actNumber:
+			text = x.Sub(x, num.offset).Quo(x, num.scale).FloatString(3)
+			if unit != "" && unit != "/" && unit != "1" {
+				text += "*" + unit
+			}
+		default:
+			raw, err := c.rawOf(v, &c.num)
+			if err != nil {
+				continue
+			}
+			text = strconv.FormatUint(raw, 10)
+		}
+		lines = append(lines, codeText(code)+set+"("+text+")")
+	}
+	return lines
+}
+
+// codeText writes a code as meters do: C.1.0 and not 96.1.0.
+func codeText(c obis.Code) string {
+	s := c.String()
+	for n, letter := range map[string]string{"96": "C", "97": "F"} {
+		if rest, ok := strings.CutPrefix(s, n+"."); ok && c.A == obis.None {
+			s = letter + "." + rest
+			if rest == n {
+				s = letter + "." + letter
+			}
+		}
+	}
+	return s
 }

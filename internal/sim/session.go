@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"strings"
 	"slices"
 	"sync"
 	"syscall"
@@ -184,7 +185,7 @@ func (e *session) run(ctx context.Context, in <-chan chunk) error {
 			if !ok {
 				return nil
 			}
-			if e.deaf() {
+			if e.wire.deaf(e.w) {
 				garble(c.b)
 			}
 			e.buf, e.last = append(e.buf, c.b...), c.at
@@ -450,7 +451,7 @@ func (e *session) send(ctx context.Context, p pending) error {
 		if i > 0 && !sleep(ctx, p.pause) {
 			return nil
 		}
-		if e.deaf() {
+		if e.wire.deaf(e.w) {
 			garble(part)
 		}
 		if err := paced(ctx, &mouth{w: e.w}, part, e.wire.char()); err != nil {
@@ -462,13 +463,13 @@ func (e *session) send(ctx context.Context, p pending) error {
 
 // deaf tells whether the other end of a pty has another line setting than
 // the devices.
-func (e *session) deaf() bool {
-	f, ok := e.w.(*os.File)
-	if !ok || e.wire.Only == "" {
+func (w Wire) deaf(line io.Writer) bool {
+	f, ok := line.(*os.File)
+	if !ok || w.Only == "" {
 		return false
 	}
 	set := ptySetting(f)
-	return set != "" && set != e.wire.Only
+	return set != "" && set != strings.Replace(w.Only, " 7", " 8", 1) // a pty has 8 bits
 }
 
 // garble makes of bytes what a receiver at another speed makes of them: no
