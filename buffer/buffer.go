@@ -122,6 +122,10 @@ type Batch struct {
 	Count int    // readings in it
 	From  int64  // stamp of the first reading, Unix ms as the wall clock said
 	To    int64  // stamp of the last reading
+
+	// Age is how old its first reading is when it is appended. MaxLoss and
+	// Sync count from that reading on; no batch that is read back has one.
+	Age time.Duration
 }
 
 // Item is a numbered batch. Seq starts at 1 in each lane.

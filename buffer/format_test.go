@@ -25,6 +25,7 @@ var goldens = []struct {
 }{
 	{"../testdata/queue/v1", 4096},
 	{"../testdata/queue/v1.1", 32768}, // with the file of the numbers
+	{"../testdata/queue/v1.2", 32768}, // with blocks of several records
 }
 
 // makeGolden writes a queue that has everything in it: both lanes, two data
@@ -179,12 +180,14 @@ func FuzzImage(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b)
-	for _, name := range []string{stateNames[0], segmentName(Data, 1), segmentName(Event, 1)} {
-		b, err := os.ReadFile(filepath.Join(goldens[0].dir, name))
-		if err != nil {
-			f.Fatal(err)
+	for _, g := range []int{0, len(goldens) - 1} {
+		for _, name := range []string{stateNames[0], segmentName(Data, 1), segmentName(Event, 1)} {
+			b, err := os.ReadFile(filepath.Join(goldens[g].dir, name))
+			if err != nil {
+				f.Fatal(err)
+			}
+			f.Add(b)
 		}
-		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		path := filepath.Join(t.TempDir(), "file")

@@ -30,9 +30,8 @@ type image struct {
 
 // bucketRef is where a bucket begins: a page, or the bytes of an inline one.
 type bucketRef struct {
-	page     uint64
-	inline   []byte
-	sequence uint64
+	page   uint64
+	inline []byte
 }
 
 const (
@@ -241,7 +240,7 @@ func (m *image) leaf(b []byte, total uint64, last []byte, visit func(key, value 
 			if vs < 16 {
 				return nil, damaged("bucket of %d bytes", vs)
 			}
-			sub = &bucketRef{page: ne.Uint64(value), sequence: ne.Uint64(value[8:])}
+			sub = &bucketRef{page: ne.Uint64(value)}
 			if sub.page == 0 {
 				sub.inline = value[16:]
 			}
@@ -254,9 +253,10 @@ func (m *image) leaf(b []byte, total uint64, last []byte, visit func(key, value 
 	return last, nil
 }
 
-// single checks that a bucket holds exactly one plain key within its pages,
-// without reading the value.
-func (m *image) single(ref bucketRef, key string) error {
+// records checks that a bucket holds exactly one plain key within its pages
+// and visits the heads of the records that are its value. Their bytes are not
+// read.
+func (m *image) records(ref bucketRef, key string, visit func(envelope) error) error {
 	b, total := ref.inline, uint64(len(ref.inline))
 	if ref.page != 0 {
 		var err error
@@ -272,6 +272,28 @@ func (m *image) single(ref bucketRef, key string) error {
 	pos, ks, vs := pageHead+uint64(ne.Uint32(e[4:])), uint64(ne.Uint32(e[8:])), uint64(ne.Uint32(e[12:]))
 	if ne.Uint32(e) != 0 || pos+ks+vs > total || pos+ks > uint64(len(b)) || string(b[pos:pos+ks]) != key {
 		return damaged("no batch in its page")
+	}
+	for at, end := pos+ks, pos+ks+vs; at < end; {
+		var head [recordHead]byte
+		if end-at < recordHead {
+			return damaged("%d bytes behind a batch", end-at)
+		}
+		if ref.page == 0 {
+			copy(head[:], b[at:])
+		} else if err := readFull(m.f, head[:], int64(ref.page*pageSize+at)); err != nil {
+			return err
+		}
+		e, err := openHead(head[:])
+		if err == nil && uint64(e.length) > end-at-recordHead {
+			err = damaged("batch %d has %d bytes", e.number, e.length)
+		}
+		if err == nil {
+			err = visit(e)
+		}
+		if err != nil {
+			return err
+		}
+		at += recordHead + uint64(e.length)
 	}
 	return nil
 }

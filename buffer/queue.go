@@ -130,7 +130,7 @@ type held struct {
 	out      []byte // what goes to disk, during the commit under way
 	count    int
 	from, to int64
-	born     time.Time
+	born     time.Time // its first reading
 	place    place
 	gone     bool // done; only its place in mem is left
 }
@@ -240,7 +240,7 @@ func (q *Queue) Append(l Lane, b Batch) (uint64, error) {
 	if int64(len(b.Bytes)) > q.segSize[l]/2 {
 		return 0, fmt.Errorf("%w: %d bytes of at most %d", ErrTooLarge, len(b.Bytes), q.segSize[l]/2)
 	}
-	h := &held{rec: make([]byte, recordHead+len(b.Bytes)), count: b.Count, from: b.From, to: b.To, born: time.Now()}
+	h := &held{rec: make([]byte, recordHead+len(b.Bytes)), count: b.Count, from: b.From, to: b.To, born: time.Now().Add(-b.Age)}
 	copy(h.rec[recordHead:], b.Bytes)
 
 	q.mu.Lock()

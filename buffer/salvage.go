@@ -275,10 +275,11 @@ func (q *Queue) tombstones(seg *segment, all []found) {
 
 // salvageSize is what the fresh file takes at most.
 func salvageSize(all []found) int64 {
-	n := int64(64 * pageSize)
+	var room blocks
 	for _, r := range all {
-		n += recordPages(r.length)
+		room.add(r.length)
 	}
+	n := 64*pageSize + room.bytes()
 	return n + n/16
 }
 
@@ -293,22 +294,18 @@ func (q *Queue) writeSalvaged(path string, sum summary, f io.ReaderAt, all []fou
 	r := q.ride()
 	q.mu.Unlock()
 	for len(all) > 0 {
-		n, room := 0, q.tune.chunk
-		for n < len(all) && (n == 0 || room >= recordPages(all[n].length)) {
-			room -= recordPages(all[n].length)
-			n++
-		}
+		n := fitting(len(all), q.tune.chunk, func(i int) int { return all[i].length })
 		written, err := b.update(func(tx *bbolt.Tx) error {
-			return putBatches(tx, n, func(i int) (uint64, int, []byte, error) {
+			return putBatches(tx, n, func(i int) (uint64, []byte, error) {
 				x := all[i]
 				rec := make([]byte, x.length)
 				readSome(f, rec, x.at)
 				if e, err := checkRecord(rec); err != nil || e.number != x.number {
-					return 0, 0, nil, fmt.Errorf("batch %d could not be read a second time", x.number)
+					return 0, nil, fmt.Errorf("batch %d could not be read a second time", x.number)
 				}
 				sum.add(x.number, x.count, x.t0, x.t1)
 				sum.key = max(sum.key, x.key)
-				return x.number, x.count, rec, nil
+				return x.number, rec, nil
 			}, &sum, r)
 		})
 		q.wrote(written)

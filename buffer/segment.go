@@ -1,6 +1,7 @@
 package buffer
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -191,18 +192,20 @@ func inspect(path string, each func(number uint64, count int64)) (sum summary, h
 			if sub == nil || len(key) != 8 {
 				return damaged("key %x among the batches", key)
 			}
-			if err := m.single(*sub, keyRecord); err != nil {
-				return err
-			}
-			last = binary.BigEndian.Uint64(key)
-			if n == 0 {
-				first = last
-			}
-			n++
-			if each != nil {
-				each(last, int64(sub.sequence))
-			}
-			return nil
+			next := binary.BigEndian.Uint64(key)
+			return m.records(*sub, keyRecord, func(e envelope) error {
+				if e.number <= last || next != 0 && e.number != next {
+					return damaged("batch %d behind %d under the key %x", e.number, last, key)
+				}
+				if last, next = e.number, 0; n == 0 {
+					first = last
+				}
+				n++
+				if each != nil {
+					each(last, int64(e.count))
+				}
+				return nil
+			})
 		})
 	})
 	if err == nil && m.high > 4 {
@@ -236,18 +239,26 @@ func (s *segment) read(q *Queue, number uint64) (Item, error) {
 		var key [8]byte
 		binary.BigEndian.PutUint64(key[:], number)
 		b := tx.Bucket([]byte(bucketBatch))
-		if b != nil {
-			b = b.Bucket(key[:])
-		}
 		if b == nil {
 			return errAbsent
 		}
-		on := b.Get([]byte(keyRecord))
-		if int64(len(on)) > s.size {
-			return damaged("batch %d has %d bytes", number, len(on))
+		c := b.Cursor()
+		k, _ := c.Seek(key[:])
+		if !bytes.Equal(k, key[:]) { // it stands behind the first of a block, if at all
+			if k == nil {
+				k, _ = c.Last()
+			} else {
+				k, _ = c.Prev()
+			}
 		}
-		rec := make([]byte, len(on))
-		copy(rec, on) // the copy is what is checked: the mapped page may change
+		if b = b.Bucket(k); b == nil {
+			return errAbsent
+		}
+		on, err := recordOf(b.Get([]byte(keyRecord)), number)
+		if err != nil {
+			return err
+		}
+		rec := bytes.Clone(on) // the copy is what is checked: the mapped page may change
 		e, plain, err := q.unseal(rec)
 		if err != nil {
 			return err
@@ -259,6 +270,25 @@ func (s *segment) read(q *Queue, number uint64) (Item, error) {
 		return nil
 	})
 	return it, err
+}
+
+// recordOf finds the record of a number in a block.
+func recordOf(block []byte, number uint64) ([]byte, error) {
+	for len(block) > 0 {
+		e, err := openHead(block)
+		if err != nil || e.length > int64(len(block)-recordHead) {
+			return nil, damaged("no record where batch %d may be", number)
+		}
+		n := recordHead + int(e.length)
+		if e.number >= number {
+			if e.number > number {
+				break
+			}
+			return block[:n], nil
+		}
+		block = block[n:]
+	}
+	return nil, errAbsent
 }
 
 // close gives the file back. After drop no read finds it any more.
@@ -275,15 +305,19 @@ func (s *segment) close(drop bool) error {
 }
 
 // append commits batches with summary and ride in one transaction. rollOver
-// is true when they do not fit; nothing has been written then.
+// is true when they do not fit, or when the segment has higher numbers; nothing
+// has been written then.
 func (s *segment) append(group []*held, sum summary, r *ride) (rollOver bool, written int64, err error) {
+	if s.sum.count > 0 && group[0].seq <= s.sum.last {
+		return true, 0, errRoll
+	}
 	written, err = s.file.update(func(tx *bbolt.Tx) error {
 		if tx.Size()+segmentNeed(group)-4*pageSize > s.size {
 			rollOver = true
 			return errRoll
 		}
-		return putBatches(tx, len(group), func(i int) (uint64, int, []byte, error) {
-			return group[i].seq, group[i].count, group[i].out, nil
+		return putBatches(tx, len(group), func(i int) (uint64, []byte, error) {
+			return group[i].seq, group[i].out, nil
 		}, &sum, r)
 	})
 	if errors.Is(err, bolterrors.ErrMaxSizeReached) {
@@ -293,8 +327,9 @@ func (s *segment) append(group []*held, sum summary, r *ride) (rollOver bool, wr
 }
 
 // putBatches puts n records, and the summary and the ride that go with them.
-// The summary may still change while the records are fetched.
-func putBatches(tx *bbolt.Tx, n int, record func(i int) (number uint64, count int, rec []byte, err error), sum *summary, r *ride) error {
+// The summary may still change while the records are fetched. Their numbers
+// ascend, and are higher than those that are there.
+func putBatches(tx *bbolt.Tx, n int, record func(i int) (number uint64, rec []byte, err error), sum *summary, r *ride) error {
 	meta, err := tx.CreateBucketIfNotExists([]byte(bucketMeta))
 	if err != nil {
 		return err
@@ -304,19 +339,41 @@ func putBatches(tx *bbolt.Tx, n int, record func(i int) (number uint64, count in
 		return err
 	}
 	b.FillPercent = 0.95
+	var first uint64
+	var open []byte
 	for i := range n {
-		number, count, rec, err := record(i)
-		if err == nil {
-			err = putRecord(b, number, count, rec)
+		number, rec, err := record(i)
+		if err == nil && len(open) > 0 && len(open)+len(rec) > blockSize {
+			err, open = putBlock(b, first, open), nil
 		}
 		if err != nil {
 			return err
 		}
+		if len(open) == 0 {
+			first, open = number, rec[:len(rec):len(rec)]
+		} else {
+			open = append(open, rec...)
+		}
+	}
+	if err := putBlock(b, first, open); err != nil {
+		return err
 	}
 	if err := meta.Put([]byte(keySummary), sum.encode()); err != nil {
 		return err
 	}
 	return meta.Put([]byte(keyRide), r.encode())
+}
+
+// fitting is how many of n records fit into a commit of so many bytes, at
+// least one.
+func fitting(n int, most int64, size func(i int) int) int {
+	var room blocks
+	for i := range n {
+		if room.add(size(i)); room.bytes() > most && i > 0 {
+			return i
+		}
+	}
+	return n
 }
 
 // leastSegment is the smallest segment that is made on a disk with little room.
@@ -325,34 +382,51 @@ const leastSegment = 128 << 10
 // segmentNeed is the room that a commit of batches may take, with the first
 // pages of an empty file.
 func segmentNeed(group []*held) int64 {
-	need := int64(20 * pageSize)
+	var room blocks
 	for _, h := range group {
-		need += recordPages(len(h.out))
+		room.add(len(h.out))
 	}
-	return need
+	return 20*pageSize + room.bytes()
 }
 
-// putRecord puts a record into a bucket of its own: bbolt does not split a
-// leaf below five keys and would write large neighbours again and again.
-func putRecord(b *bbolt.Bucket, number uint64, count int, rec []byte) error {
+// blockSize is up to where the records of one commit share a block: small
+// ones do not take a page each.
+const blockSize = 64 << 10
+
+// putBlock puts records, one behind the other, into a bucket of their own
+// under the first number: bbolt does not split a leaf below five keys and
+// would write large neighbours again and again.
+func putBlock(b *bbolt.Bucket, first uint64, records []byte) error {
 	var key [8]byte
-	binary.BigEndian.PutUint64(key[:], number)
+	binary.BigEndian.PutUint64(key[:], first)
 	sub, err := b.CreateBucket(key[:])
 	if err != nil {
 		return err
 	}
-	if err := sub.SetSequence(uint64(count)); err != nil {
-		return err
-	}
-	return sub.Put([]byte(keyRecord), rec)
+	return sub.Put([]byte(keyRecord), records)
 }
 
-// recordPages is what a record takes in a segment, bytes.
-func recordPages(rec int) int64 {
-	if rec < 900 {
-		return int64(rec) + 128
+// blocks adds up what records take that are put in one commit.
+type blocks struct {
+	full int64 // of the blocks that are closed
+	open int   // bytes in the one that is not
+}
+
+func (b *blocks) add(rec int) {
+	if b.open > 0 && b.open+rec > blockSize {
+		b.full, b.open = b.bytes(), 0
 	}
-	return (int64(rec)+pageHead+elementSize+1+pageSize-1)/pageSize*pageSize + 128
+	b.open += rec
+}
+
+func (b *blocks) bytes() int64 {
+	switch {
+	case b.open == 0:
+		return b.full
+	case b.open < 900: // it stands within the page of its neighbours
+		return b.full + int64(b.open) + 128
+	}
+	return b.full + (int64(b.open)+pageHead+elementSize+1+pageSize-1)/pageSize*pageSize + 128
 }
 
 // makeSegment creates an empty segment file with all its blocks.

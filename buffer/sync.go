@@ -144,7 +144,8 @@ func (q *Queue) take(l Lane, olderThan time.Duration, upto uint64) []*held {
 	ln := &q.lanes[l]
 	ln.sweep()
 	var group []*held
-	room := min(q.tune.chunk, q.segSize[l]/2)
+	most := min(q.tune.chunk, q.segSize[l]/2)
+	var room blocks
 	for _, h := range ln.mem {
 		if h.seq > upto {
 			break
@@ -156,10 +157,10 @@ func (q *Queue) take(l Lane, olderThan time.Duration, upto uint64) []*held {
 			if l == Data && olderThan > 0 && time.Since(h.born) < olderThan {
 				return nil
 			}
-		} else if room < recordPages(len(h.rec)) {
+		}
+		if room.add(len(h.rec)); room.bytes() > most && len(group) > 0 {
 			break
 		}
-		room -= recordPages(len(h.rec))
 		group = append(group, h)
 	}
 	for _, h := range group {

@@ -76,10 +76,11 @@ func (q *Queue) thinSegment(seg *segment) (bool, error) {
 	if err != nil || loss.From == 0 { // nothing becomes smaller
 		return false, err
 	}
-	size := int64(16 * pageSize) // what bbolt itself takes
+	var room blocks
 	for i := range kept {
-		size += recordPages(len(kept[i].rec))
+		room.add(len(kept[i].rec))
 	}
+	size := 16*pageSize + room.bytes() // with what bbolt itself takes
 	if free, err := q.room(Data, true); err != nil || size > free || size > seg.size*3/4 {
 		return false, err
 	}
@@ -233,16 +234,12 @@ func (q *Queue) writeThinned(path string, size int64, old summary, kept []thinRe
 	r := q.ride()
 	q.mu.Unlock()
 	for len(kept) > 0 {
-		n, room := 0, q.tune.chunk
-		for n < len(kept) && (n == 0 || room >= recordPages(len(kept[n].rec))) {
-			room -= recordPages(len(kept[n].rec))
-			sum.add(kept[n].number, kept[n].count, kept[n].t0, kept[n].t1)
-			n++
+		n := fitting(len(kept), q.tune.chunk, func(i int) int { return len(kept[i].rec) })
+		for _, k := range kept[:n] {
+			sum.add(k.number, k.count, k.t0, k.t1)
 		}
 		written, err := b.update(func(tx *bbolt.Tx) error {
-			return putBatches(tx, n, func(i int) (uint64, int, []byte, error) {
-				return kept[i].number, kept[i].count, kept[i].rec, nil
-			}, &sum, r)
+			return putBatches(tx, n, func(i int) (uint64, []byte, error) { return kept[i].number, kept[i].rec, nil }, &sum, r)
 		})
 		q.wrote(written)
 		if err != nil {

@@ -171,6 +171,20 @@ func list() []mutant {
 		new:  "		undo()\n		if !rollOver {\n			err = failure\n		} else if q.tail[l] = nil; rollOver {\n",
 		test: unit("./buffer", "TestCommitFails"),
 	}, {
+		name: "a lower number behind a higher one in a segment",
+		why:  "a batch that is stored again hides those that share its block",
+		file: "buffer/segment.go",
+		old:  "	if s.sum.count > 0 && group[0].seq <= s.sum.last {\n",
+		new:  "	if s.sum.count < 0 {\n",
+		test: unit("./buffer", "TestStoredAgain"),
+	}, {
+		name: "the age of a batch begins when it is full",
+		why:  "a power cut costs more than max_loss",
+		file: "buffer/queue.go",
+		old:  "time.Now().Add(-b.Age)",
+		new:  "time.Now()",
+		test: unit("./buffer", "TestAge"),
+	}, {
 		name: "acknowledge when sent, not when the PUBACK came",
 		why:  "what the broker never took is deleted",
 		file: "uplink/batch.go",

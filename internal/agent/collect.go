@@ -150,11 +150,11 @@ func (c *collector) flush(stop <-chan struct{}) {
 // flushTick is how often the flusher looks for what is due.
 const flushTick = 100 * time.Millisecond
 
-// due is the age from which on data is made durable: a batch has waited up
-// to maxAge before it reached the queue, the flusher may have just looked,
-// and a commit takes its time.
+// due is the age from which on data is made durable: the flusher may have
+// just looked, and a commit takes its time. It counts from the first reading
+// of a batch, which is closed by then.
 func (c *collector) due() time.Duration {
-	return max(c.limits.maxLoss-c.limits.maxAge-2*flushTick, time.Millisecond)
+	return max(c.limits.maxLoss-2*flushTick, time.Millisecond)
 }
 
 func (c *collector) sync(olderThan time.Duration) {
@@ -318,7 +318,11 @@ func (c *collector) append(lane buffer.Lane, b *telemetry.Batch, count int) {
 	for i := range b.Groups {
 		from, to = min(from, b.Groups[i].At.Wall), max(to, b.Groups[i].At.Wall)
 	}
-	_, err = c.queue.Append(lane, buffer.Batch{Bytes: c.encoded, Count: count, From: from, To: to})
+	age := time.Duration(0)
+	if lane == buffer.Data {
+		age = time.Since(c.opened)
+	}
+	_, err = c.queue.Append(lane, buffer.Batch{Bytes: c.encoded, Count: count, From: from, To: to, Age: age})
 	if n := len(b.Groups); errors.Is(err, buffer.ErrTooLarge) && n > 1 {
 		// Long texts, and a buffer with small segments: two batches then.
 		for _, half := range [][]telemetry.Group{b.Groups[:n/2], b.Groups[n/2:]} {

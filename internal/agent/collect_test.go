@@ -21,6 +21,7 @@ type fakeQueue struct {
 	mu      sync.Mutex
 	batches [2][]telemetry.Batch
 	counts  [2]int
+	ages    [2][]time.Duration
 	most    int         // largest batch that it takes, 0: any
 	synced  []time.Time // calls of Sync
 }
@@ -37,6 +38,7 @@ func (q *fakeQueue) Append(l buffer.Lane, b buffer.Batch) (uint64, error) {
 	}
 	q.batches[l] = append(q.batches[l], d)
 	q.counts[l] += b.Count
+	q.ages[l] = append(q.ages[l], b.Age)
 	return uint64(len(q.batches[l])), nil
 }
 
@@ -103,6 +105,24 @@ func TestBatches(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestAge: what a power cut may cost counts from the first reading of a
+// batch, not from when it was full, and an event has no age.
+func TestAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := collect(t, limits{maxAge: time.Minute, maxReadings: 6, maxBytes: 1e6, maxLoss: time.Hour}, func(c *collector) {
+			for ms := range int64(6) {
+				c.emit(pair(ms))
+				time.Sleep(time.Second)
+			}
+			c.emit(&telemetry.Group{At: stamp(9), Readings: []telemetry.Reading{{Point: 2, Value: telemetry.BoolValue(true)}}})
+		})
+		data := q.ages[buffer.Data]
+		if len(data) != 3 || data[0] != 2*time.Second || data[1] != 2*time.Second || data[2] != 0 || len(q.ages[buffer.Event]) != 1 || q.ages[buffer.Event][0] != 0 {
+			t.Errorf("ages of data %v, of events %v", data, q.ages[buffer.Event])
+		}
+	})
 }
 
 // TestClockStep: stamps before and after a step of the wall clock never
