@@ -194,7 +194,7 @@ func seed(t testing.TB) (*rand.Rand, uint64) {
 	return rand.New(rand.NewPCG(s, 1)), s
 }
 
-// fataler is what *testing.T and *rapid.T have in common here.
+// fataler is what *testing.T and *trial.T have in common here.
 type fataler interface {
 	Helper()
 	Fatal(args ...any)

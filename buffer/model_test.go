@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"pgregory.net/rapid"
+	"tidegate/internal/trial"
 )
 
 // model is what a queue must be: for every number given, where it is.
@@ -25,15 +25,15 @@ type model struct {
 func TestModel(t *testing.T) {
 	dir := fastDir(t)
 	n := 0
-	rapid.Check(t, func(rt *rapid.T) {
+	trial.Run(t, func(rt *trial.T) {
 		n++
 		o := Options{Dir: filepath.Join(dir, strconv.Itoa(n)), Size: 16 << 20, Segment: 256 << 10}
 		defer os.RemoveAll(o.Dir)
-		o.MaxLoss = rapid.SampledFrom([]time.Duration{0, time.Hour}).Draw(rt, "max_loss")
+		o.MaxLoss = trial.Pick(rt, 0, time.Hour)
 		tune := defaultTuning()
 		tune.block = 200
-		tune.cache = rapid.SampledFrom([]int64{0, 20 << 10, 1 << 20}).Draw(rt, "cache")
-		tune.riding = rapid.SampledFrom([]time.Duration{0, time.Hour}).Draw(rt, "riding")
+		tune.cache = trial.Pick[int64](rt, 0, 20<<10, 1<<20)
+		tune.riding = trial.Pick(rt, 0, time.Hour)
 		tune.idle = tune.riding
 		q, err := open(o, tune)
 		if err != nil {
@@ -43,24 +43,24 @@ func TestModel(t *testing.T) {
 		for i := range lanes {
 			lanes[i] = &model{held: map[uint64]bool{}, acked: map[uint64]bool{}}
 		}
-		lane := func() Lane { return rapid.SampledFrom([]Lane{Data, Data, Event}).Draw(rt, "lane") }
+		lane := func() Lane { return trial.Pick(rt, Data, Data, Event) }
 		number := func(m *model) uint64 {
 			// Close to the lowest and to the highest held, as a sender asks.
 			low, high := uint64(1), m.given+1
 			for k := range m.held {
 				high = max(high, k)
 			}
-			if rapid.Bool().Draw(rt, "low") {
+			if rt.Bool() {
 				if low = m.given + 1; len(m.held) > 0 {
 					for k := range m.held {
 						low = min(low, k)
 					}
 				}
-				return low + rapid.Uint64Range(0, 5).Draw(rt, "off")
+				return low + rt.Uint(0, 5)
 			}
-			return max(1, high-min(high-1, rapid.Uint64Range(0, 5).Draw(rt, "off")))
+			return max(1, high-min(high-1, rt.Uint(0, 5)))
 		}
-		reopen := func(rt *rapid.T, clean bool) {
+		reopen := func(clean bool) {
 			if clean {
 				if err := q.Close(); err != nil {
 					rt.Fatal(err)
@@ -112,11 +112,57 @@ func TestModel(t *testing.T) {
 				m.lost, m.gone = *got, ranges{}
 			}
 		}
-		rt.Repeat(map[string]func(*rapid.T){
-			"append": func(rt *rapid.T) {
+		rt.Steps(func() {
+			for i, m := range lanes {
+				l := Lane(i)
+				if q.Given(l) != m.given {
+					rt.Fatalf("%s: given %d, want %d", l, q.Given(l), m.given)
+				}
+				got := all(rt, q, l)
+				here := set(got)
+				if uint64(len(got)) != here.n {
+					rt.Fatalf("%s: a number twice", l)
+				}
+				for k := range m.held {
+					if !here.has(k) && k <= q.limitOf(l) {
+						rt.Fatalf("%s %d is not there", l, k)
+					}
+				}
+				for _, k := range got {
+					if _, ok := m.held[k]; !ok {
+						rt.Fatalf("%s %d should be done", l, k)
+					}
+				}
+				low := m.given + 1
+				for k := range m.held {
+					low = min(low, k)
+				}
+				if q.Lowest(l) != low {
+					rt.Fatalf("%s: lowest %d, want %d", l, q.Lowest(l), low)
+				}
+				if s := q.Stats(); s.Waiting[l] != int64(len(m.held)) {
+					rt.Fatalf("%s: %d waiting, want %d", l, s.Waiting[l], len(m.held))
+				}
+				at := number(m)
+				it, ok, err := q.Prev(l, at)
+				if err != nil {
+					rt.Fatal(err)
+				}
+				want := uint64(0)
+				for _, k := range got {
+					if k <= at {
+						want = k
+					}
+				}
+				if it.Seq != want || ok != (want > 0) {
+					rt.Fatalf("%s: Prev(%d) = %d, want %d", l, at, it.Seq, want)
+				}
+			}
+		}, map[string]func(){
+			"append": func() {
 				l := lane()
 				m := lanes[l]
-				for range rapid.IntRange(1, 12).Draw(rt, "n") {
+				for range rt.Int(1, 12) {
 					m.given++
 					if seq := put(rt, q, l); seq != m.given {
 						rt.Fatalf("given %d, want %d", seq, m.given)
@@ -124,8 +170,8 @@ func TestModel(t *testing.T) {
 					m.held[m.given] = o.MaxLoss == 0
 				}
 			},
-			"sync": func(rt *rapid.T) {
-				everything := rapid.Bool().Draw(rt, "everything")
+			"sync": func() {
+				everything := rt.Bool()
 				older := time.Hour
 				if everything {
 					older = 0
@@ -139,11 +185,11 @@ func TestModel(t *testing.T) {
 					}
 				}
 			},
-			"ack": func(rt *rapid.T) {
+			"ack": func() {
 				l := lane()
 				m := lanes[l]
 				var seqs []uint64
-				for range rapid.IntRange(1, 8).Draw(rt, "n") {
+				for range rt.Int(1, 8) {
 					seqs = append(seqs, number(m))
 				}
 				q.Ack(l, seqs...)
@@ -154,7 +200,7 @@ func TestModel(t *testing.T) {
 					}
 				}
 			},
-			"ackall": func(rt *rapid.T) {
+			"ackall": func() {
 				l := lane()
 				m := lanes[l]
 				for k, durable := range m.held {
@@ -163,7 +209,7 @@ func TestModel(t *testing.T) {
 				}
 				m.held = map[uint64]bool{}
 			},
-			"aside": func(rt *rapid.T) {
+			"aside": func() {
 				l := lane()
 				m := lanes[l]
 				k := number(m)
@@ -175,7 +221,7 @@ func TestModel(t *testing.T) {
 					m.lost.add(k, k)
 				}
 			},
-			"told": func(rt *rapid.T) {
+			"told": func() {
 				for _, x := range q.Losses() {
 					m := lanes[x.Lane]
 					if err := q.AckLoss(x); err != nil {
@@ -187,55 +233,8 @@ func TestModel(t *testing.T) {
 					m.lost = *lost(q, Lane(i))
 				}
 			},
-			"clean": func(rt *rapid.T) { reopen(rt, true) },
-			"crash": func(rt *rapid.T) { reopen(rt, false) },
-			"": func(rt *rapid.T) {
-				for i, m := range lanes {
-					l := Lane(i)
-					if q.Given(l) != m.given {
-						rt.Fatalf("%s: given %d, want %d", l, q.Given(l), m.given)
-					}
-					got := all(rt, q, l)
-					here := set(got)
-					if uint64(len(got)) != here.n {
-						rt.Fatalf("%s: a number twice", l)
-					}
-					for k := range m.held {
-						if !here.has(k) && k <= q.limitOf(l) {
-							rt.Fatalf("%s %d is not there", l, k)
-						}
-					}
-					for _, k := range got {
-						if _, ok := m.held[k]; !ok {
-							rt.Fatalf("%s %d should be done", l, k)
-						}
-					}
-					low := m.given + 1
-					for k := range m.held {
-						low = min(low, k)
-					}
-					if q.Lowest(l) != low {
-						rt.Fatalf("%s: lowest %d, want %d", l, q.Lowest(l), low)
-					}
-					if s := q.Stats(); s.Waiting[l] != int64(len(m.held)) {
-						rt.Fatalf("%s: %d waiting, want %d", l, s.Waiting[l], len(m.held))
-					}
-					at := number(m)
-					it, ok, err := q.Prev(l, at)
-					if err != nil {
-						rt.Fatal(err)
-					}
-					want := uint64(0)
-					for _, k := range got {
-						if k <= at {
-							want = k
-						}
-					}
-					if it.Seq != want || ok != (want > 0) {
-						rt.Fatalf("%s: Prev(%d) = %d, want %d", l, at, it.Seq, want)
-					}
-				}
-			},
+			"clean": func() { reopen(true) },
+			"crash": func() { reopen(false) },
 		})
 		if err := q.Close(); err != nil {
 			rt.Fatal(err)
@@ -250,12 +249,12 @@ func (q *Queue) limitOf(l Lane) uint64 {
 }
 
 func TestRanges(t *testing.T) {
-	rapid.Check(t, func(rt *rapid.T) {
+	trial.Run(t, func(rt *trial.T) {
 		var r ranges
 		truth := make(map[uint64]bool)
-		for range rapid.IntRange(0, 40).Draw(rt, "n") {
-			a := rapid.Uint64Range(0, 60).Draw(rt, "a")
-			b := a + rapid.Uint64Range(0, 6).Draw(rt, "len")
+		for range rt.Int(0, 40) {
+			a := rt.Uint(0, 60)
+			b := a + rt.Uint(0, 6)
 			r.add(a, b)
 			for i := max(a, 1); i <= b; i++ {
 				truth[i] = true
@@ -285,8 +284,8 @@ func TestRanges(t *testing.T) {
 				rt.Fatal(x, r.next(x), n, r.prev(x), p)
 			}
 		}
-		a := rapid.Uint64Range(1, 60).Draw(rt, "from")
-		b := a + rapid.Uint64Range(0, 20).Draw(rt, "to")
+		a := rt.Uint(1, 60)
+		b := a + rt.Uint(0, 20)
 		var holes ranges
 		for _, h := range r.holes(a, b) {
 			holes.add(h.a, h.b)
@@ -307,17 +306,17 @@ func TestRanges(t *testing.T) {
 }
 
 func TestStateRoundTrip(t *testing.T) {
-	rapid.Check(t, func(rt *rapid.T) {
-		s := &state{gen: rapid.Uint64().Draw(rt, "gen"), epoch: rapid.Uint32().Draw(rt, "epoch"), boot: 3, clean: rapid.Bool().Draw(rt, "clean"), last: rapid.Int64().Draw(rt, "last")}
+	trial.Run(t, func(rt *trial.T) {
+		s := &state{gen: rt.Word(), epoch: uint32(rt.Word()), boot: 3, clean: rt.Bool(), last: int64(rt.Word())}
 		for i := range s.lanes {
-			s.lanes[i].given = rapid.Uint64().Draw(rt, "given")
-			for range rapid.IntRange(0, 9).Draw(rt, "spans") {
-				a := rapid.Uint64Range(1, 1<<40).Draw(rt, "a")
-				s.lanes[i].done.add(a, a+rapid.Uint64Range(0, 1<<20).Draw(rt, "len"))
+			s.lanes[i].given = rt.Word()
+			for range rt.Int(0, 9) {
+				a := rt.Uint(1, 1<<40)
+				s.lanes[i].done.add(a, a+rt.Uint(0, 1<<20))
 			}
 		}
-		for range rapid.IntRange(0, 5).Draw(rt, "losses") {
-			s.ledger = append(s.ledger, entry{saved: true, Loss: Loss{Lane: Event, From: 5, To: rapid.Uint64Range(5, 1<<60).Draw(rt, "to"), Batches: -1, Readings: 7, T0: -4, Why: WhyFull}})
+		for range rt.Int(0, 5) {
+			s.ledger = append(s.ledger, entry{saved: true, Loss: Loss{Lane: Event, From: 5, To: rt.Uint(5, 1<<60), Batches: -1, Readings: 7, T0: -4, Why: WhyFull}})
 		}
 		blob := s.encode()
 		got, err := decodeState(blob)
@@ -327,7 +326,7 @@ func TestStateRoundTrip(t *testing.T) {
 		if string(got.encode()) != string(blob) || len(got.ledger) != len(s.ledger) {
 			rt.Fatal("not the same")
 		}
-		i := rapid.IntRange(0, len(blob)*8-1).Draw(rt, "bit")
+		i := rt.Int(0, len(blob)*8-1)
 		blob[i/8] ^= 1 << (i % 8)
 		if _, err := decodeState(blob); err == nil {
 			rt.Fatal("a flipped bit was not seen")

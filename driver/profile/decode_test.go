@@ -9,9 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"pgregory.net/rapid"
-
 	"tidegate/internal/telemetry"
+	"tidegate/internal/trial"
 )
 
 func ptr[T any](x T) *T { return &x }
@@ -277,32 +276,32 @@ func TestShort(t *testing.T) {
 }
 
 // genPoint draws a point of any binary type.
-func genPoint(t *rapid.T) Point {
+func genPoint(t *trial.T) Point {
 	pt := Point{Name: "x", Holding: ptr(0),
-		Type:  rapid.SampledFrom([]string{"u8", "s8", "u16", "s16", "u24", "s24", "u32", "s32", "u64", "s64", "f32", "f64", "bcd16", "bcd24", "bcd32", "bcd48", "bcd64"}).Draw(t, "type"),
-		Order: rapid.SampledFrom([]string{"", "ABCD", "CDAB", "BADC", "DCBA"}).Draw(t, "order")}
+		Type:  trial.Pick(t, "u8", "s8", "u16", "s16", "u24", "s24", "u32", "s32", "u64", "s64", "f32", "f64", "bcd16", "bcd24", "bcd32", "bcd48", "bcd64"),
+		Order: trial.Pick(t, "", "ABCD", "CDAB", "BADC", "DCBA")}
 	if pt.Type[0] != 'f' {
-		scale, _ := ParseDecimal(rapid.SampledFrom([]string{"1", "0.1", "0.01", "0.001", "10", "1/256", "-0.5", "1/3", "463/900"}).Draw(t, "scale"))
+		scale, _ := ParseDecimal(trial.Pick(t, "1", "0.1", "0.01", "0.001", "10", "1/256", "-0.5", "1/3", "463/900"))
 		pt.Scale = scale
-		pt.Offset, _ = ParseDecimal(rapid.SampledFrom([]string{"0", "-40", "0.25", "273.15"}).Draw(t, "offset"))
+		pt.Offset, _ = ParseDecimal(trial.Pick(t, "0", "-40", "0.25", "273.15"))
 	}
 	if pt.Type == "u8" || pt.Type == "s8" {
 		pt.Order = ""
-		pt.Byte = rapid.SampledFrom([]string{"low", "high"}).Draw(t, "byte")
+		pt.Byte = trial.Pick(t, "low", "high")
 	}
 	return pt
 }
 
 // TestDecodeEncode: Decode(Encode(x)) = x for every value a point can have.
 func TestDecodeEncode(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	trial.Run(t, func(t *trial.T) {
 		pt := genPoint(t)
 		p, issues := Custom("test", []Point{pt}, nil)
 		if len(issues) > 0 {
 			t.Fatal(issues)
 		}
 		r, _ := p.PointRequest(0)
-		data := rapid.SliceOfN(rapid.Byte(), r.Size(), r.Size()).Draw(t, "bytes")
+		data := t.Bytes(r.Size())
 		first := p.Decode(r, data, 0, nil)[0]
 		if first.Value.Kind() == telemetry.None {
 			if first.Quality == telemetry.Good {

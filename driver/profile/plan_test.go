@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"pgregory.net/rapid"
+	"tidegate/internal/trial"
 )
 
 const char9600 = 1041667 * time.Nanosecond // 10 bits at 9600 baud
@@ -72,22 +72,22 @@ func TestPlanSDM630(t *testing.T) {
 
 // TestPlanIsBest compares the plan with every other way to cut the points.
 func TestPlanIsBest(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
+	trial.Run(t, func(t *trial.T) {
 		var points []Point
-		n := rapid.IntRange(1, 7).Draw(t, "n")
+		n := t.Int(1, 7)
 		for i := range n {
-			pt := Point{Name: fmt.Sprintf("p%d", i), Holding: ptr(rapid.IntRange(0, 120).Draw(t, "at"))}
-			pt.Type = rapid.SampledFrom([]string{"u16", "f32", "u64"}).Draw(t, "type")
+			pt := Point{Name: fmt.Sprintf("p%d", i), Holding: ptr(t.Int(0, 120))}
+			pt.Type = trial.Pick(t, "u16", "f32", "u64")
 			points = append(points, pt)
 		}
 		p, issues := Custom("test", points, nil)
 		if len(issues) > 0 {
 			t.Fatal(issues)
 		}
-		p.MaxRead = rapid.IntRange(4, 60).Draw(t, "max")
-		bad := rapid.IntRange(200, 300).Draw(t, "forbidden")
-		if rapid.Bool().Draw(t, "forbid") {
-			bad = rapid.IntRange(0, 120).Draw(t, "forbidden")
+		p.MaxRead = t.Int(4, 60)
+		bad := t.Int(200, 300)
+		if t.Bool() {
+			bad = t.Int(0, 120)
 			for i := range p.codecs {
 				if lo, hi := p.codecs[i].span(); lo <= bad && bad < hi {
 					return
@@ -95,7 +95,7 @@ func TestPlanIsBest(t *testing.T) {
 			}
 		}
 		p.Forbidden = []Region{{Holding: []int{bad, bad}}}
-		l := Limits{Char: time.Duration(rapid.SampledFrom([]int{0, 86806, 1041667}).Draw(t, "char"))}
+		l := Limits{Char: time.Duration(trial.Pick(t, 0, 86806, 1041667))}
 		got := p.Plan(l)
 		var seen []int
 		var cost int64
