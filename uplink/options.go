@@ -154,8 +154,16 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	if o.Receipts && !enveloped {
 		report("receipts", "receipts are of tidegate's own messages; shape "+o.Shape+" has none", "leave it out, or choose another shape")
 	}
-	if o.Commands && !enveloped {
+	edge := o.Shape == "sparkplug"
+	switch {
+	case o.Commands && edge && !o.Sparkplug.Writes:
+		report("commands", "a host of Sparkplug gives no commands but writes, and those are off", "leave it out, or set sparkplug: {writes: true}")
+	case o.Commands && !edge && !enveloped:
 		report("commands", "commands are of tidegate's own messages; shape "+o.Shape+" has none", "leave it out, or choose another shape")
+	case edge && o.Sparkplug.Writes && !o.Commands:
+		report("sparkplug.writes", "commands are off, so nobody writes", "set commands: true")
+	case edge && o.Sparkplug.Writes && o.CommandKey != "":
+		report("sparkplug.writes", "a DCMD cannot be signed, and command_key demands it", "leave out one of them")
 	}
 	down := true
 	for _, s := range append([]string{o.URL}, o.Fallback...) {

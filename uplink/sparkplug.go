@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -17,6 +18,7 @@ type Sparkplug struct {
 	PrimaryHost string `yaml:"primary_host" doc:"Host application that must be online before anything is sent; empty: none."`
 	Aliases     bool   `yaml:"aliases" doc:"Data names its metrics by numbers that the births give; false: by their names."`
 	Datatypes   bool   `yaml:"datatypes" doc:"Data carries data types too, for hosts that do not keep those of the births."`
+	Writes      bool   `yaml:"writes" doc:"Take writes to points (DCMD), besides commands: true; they have neither signature nor sender."`
 }
 
 // sparkplug is the speaker of an edge node: births, data, deaths. docs/sparkplug.md goes through the specification.
@@ -54,6 +56,10 @@ const (
 	edgeMessage = 48 << 10
 	// bdSeqKey is where the number of the last CONNECT is kept.
 	bdSeqKey = "sparkplug/"
+	// commandLife is how old a DCMD may be: it has no expiry of its own.
+	commandLife = 30 * time.Second
+	// commandMost is how many points a DCMD may write.
+	commandMost = 64
 	// rebirth is the one command that every edge node takes.
 	rebirth = "Node Control/Rebirth"
 )
@@ -138,14 +144,61 @@ func (p *sparkplug) heard(s *session, m incoming) error {
 					p.again = true
 				}
 			} else {
-				p.refuse(m.topic, "commands are off")
+				p.refuse(m.topic, "points are written by DCMD")
 			}
 		}
 		return p.rebirth(s)
 	case strings.HasPrefix(m.topic, p.topic("DCMD", "")+"/"):
-		p.refuse(m.topic, "commands are off")
+		if p.u.env.Desk == nil || !p.opts.Writes {
+			p.refuse(m.topic, "writes are off")
+			return nil
+		}
+		p.write(strings.TrimPrefix(m.topic, p.topic("DCMD", "")+"/"), m)
 	}
 	return nil
+}
+
+// write hands each metric of a DCMD to the desk, as a command. It has no id
+// and no expiry: its time stands for both.
+func (p *sparkplug) write(device string, m incoming) {
+	body, err := sp.Decode(m.body)
+	if err != nil || len(body.Metrics) > commandMost {
+		p.u.env.Desk.Take(m.body, m.retained) // it refuses what it cannot read, and keeps the record
+		return
+	}
+	for i := range body.Metrics {
+		x := &body.Metrics[i]
+		if d := p.named[device]; d != nil {
+			for _, known := range d.metrics {
+				if x.Name == "" && known.alias == x.Alias {
+					x.Name = known.name
+				}
+				if x.Name == known.name && !x.Typed {
+					x.Type = known.declared()
+				}
+			}
+		}
+		c := struct {
+			ID      string          `json:"id"`
+			Op      string          `json:"op"`
+			By      string          `json:"by"`
+			Device  string          `json:"dev"`
+			Point   string          `json:"point"`
+			Value   json.RawMessage `json:"value,omitempty"`
+			Asked   int64           `json:"t"`
+			Expires int64           `json:"exp"`
+		}{Op: "write", By: "sparkplug", Device: device, Point: x.Name, Value: x.AppendJSON(nil), Asked: body.Timestamp}
+		if body.Timestamp != 0 { // else it is not whole
+			c.Expires = body.Timestamp + commandLife.Milliseconds()
+		}
+		sum := sha256.Sum256([]byte(device + "/" + x.Name))
+		c.ID = fmt.Sprintf("dcmd-%d-%x", body.Timestamp, sum[:6])
+		text, err := json.Marshal(c)
+		if err != nil {
+			text = m.body
+		}
+		p.u.env.Desk.Take(text, m.retained)
+	}
 }
 
 // refuse says at most once a minute that a command is not taken.

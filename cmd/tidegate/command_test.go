@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/ed25519"
 	"crypto/x509"
@@ -13,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -112,6 +114,9 @@ func (c *cloud) start() {
 			c.t.Logf("%s", b)
 		}
 	})
+	if c.form == nil {
+		return // Sparkplug: nobody answers a ping
+	}
 	c.until("the agent", func() bool { return len(c.acksOf("hello")) > 0 }, func() {
 		c.send(c.form("hello", map[string]any{"op": "ping"}), false)
 	})
@@ -382,5 +387,140 @@ func TestCommandFlood(t *testing.T) {
 	}
 	if got := c.acksOf("kept"); len(got) != 1 || got[0] == "done" {
 		t.Errorf("the retained command was told %q", got)
+	}
+}
+
+// TestSparkplugWrites: a host on npm sparkplug-payload writes points by DCMD.
+// What is not refused is written, read back and comes as data; what is late,
+// repeated, reordered, retained, of a clock that runs ahead, out of range or
+// for a point that nobody may write changes nothing. The record has them all.
+func TestSparkplugWrites(t *testing.T) {
+	if _, err := exec.LookPath("node"); err != nil {
+		missing(t, "node")
+	}
+	modules := npm(t, "sparkplug-payload")
+	c := newCloud(t, "shape: sparkplug, commands: true, sparkplug: {writes: true, datatypes: true}, batch: {max_age: 100ms}", nil)
+	host := exec.Command("node", filepath.Join("..", "..", "testdata", "peer", "npm", "host.js"), c.broker.URL(), filepath.Join(c.dir, "pki"), "site", "scada")
+	host.Env = append(os.Environ(), "NODE_PATH="+modules)
+	host.Stderr = os.Stderr
+	in, err := host.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := host.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := host.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	seen := map[string]bool{} // "DDATA boiler setpoint 33.5"
+	var audit []string
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		lines := bufio.NewScanner(out)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			var w struct {
+				Kind, Device string
+				Ready        bool
+				Metrics      []struct {
+					Name  string
+					Value any
+				}
+			}
+			json.Unmarshal(lines.Bytes(), &w)
+			mu.Lock()
+			seen["ready"] = seen["ready"] || w.Ready
+			for _, m := range w.Metrics {
+				seen[strings.Join([]string{w.Kind, w.Device, m.Name, fmt.Sprint(m.Value)}, " ")] = true
+				if m.Name == "audit" && m.Value != nil {
+					audit = append(audit, fmt.Sprint(m.Value))
+				}
+			}
+			mu.Unlock()
+		}
+	})
+	t.Cleanup(func() { in.Close(); wg.Wait(); host.Wait() })
+	has := func(what string) func() bool {
+		return func() bool { mu.Lock(); defer mu.Unlock(); return seen[what] }
+	}
+	waitFor(t, 30*time.Second, "the host", has("ready"))
+	waitFor(t, 30*time.Second, "the device's birth", func() bool {
+		fmt.Fprintln(in, "rebirth gw")
+		time.Sleep(time.Second)
+		return has("DBIRTH boiler setpoint 30")()
+	})
+	at := time.Now().UnixMilli()
+	fmt.Fprintf(in, "write gw boiler setpoint 33.5 %d\n", at)
+	waitFor(t, 20*time.Second, "the value as data", has("DDATA boiler setpoint 33.5"))
+	holds := func(want uint16) {
+		t.Helper()
+		if got, _ := c.unit.Get(profile.Holding, 0, 1); len(got) != 1 || got[0] != want {
+			t.Errorf("the register holds %d, and not %d", got, want)
+		}
+	}
+	holds(335)
+	for _, w := range []string{
+		fmt.Sprintf("setpoint 44.0 %d", at),        // the same again, with another value
+		fmt.Sprintf("setpoint 45.0 %d", at-5000),   // overtaken
+		fmt.Sprintf("setpoint 46.0 %d", at-90000),  // from the store of a broker
+		fmt.Sprintf("setpoint 47.0 %d", at+600000), // from a host whose clock runs ahead
+		fmt.Sprintf("setpoint 48.0 %d retain", at+1),
+		fmt.Sprintf("setpoint 99.0 %d", at+2),
+		fmt.Sprintf("setpoint 33.7 %d", at+3), // no step
+		fmt.Sprintf("locked 1 %d", at+4),
+		fmt.Sprintf("nothing 1 %d", at+5),
+	} {
+		fmt.Fprintln(in, "write gw boiler", w)
+		time.Sleep(100 * time.Millisecond)
+	}
+	fmt.Fprintf(in, "write gw elsewhere setpoint 40 %d\n", at+6)
+	codes := func() (all []string) {
+		b, _ := os.ReadFile(filepath.Join(c.dir, "buffer", "audit.log"))
+		for line := range strings.Lines(string(b)) {
+			var e struct{ What, On, Code string }
+			if json.Unmarshal([]byte(line), &e) == nil && e.What != "taken" {
+				all = append(all, strings.TrimSpace(e.On+" "+e.What+" "+e.Code))
+			}
+		}
+		return all
+	}
+	want := []string{"boiler/setpoint done", "boiler/setpoint refused replayed", "boiler/setpoint refused reordered", "boiler/setpoint refused expired",
+		"boiler/setpoint refused exp-too-far", "boiler/setpoint failed write-limits", "boiler/setpoint failed write-limits", "boiler/locked failed read-only",
+		"boiler/nothing failed no-such-name", "elsewhere/setpoint failed no-such-name"}
+	// A broker gives a retained message to who is there as any other: taken. Only who comes later sees that it was kept.
+	var got []string
+	waitFor(t, 20*time.Second, "the record", func() bool { got = codes(); return len(got) == len(want)+1 })
+	for _, w := range want {
+		i := slices.Index(got, w)
+		if i < 0 {
+			t.Errorf("the record lacks %q: %q", w, got)
+			continue
+		}
+		got = slices.Delete(got, i, i+1)
+	}
+	if len(got) != 1 || got[0] != "boiler/setpoint done" {
+		t.Errorf("besides, the record says %q", got)
+	}
+	holds(480)
+	if len(c.acks) != 0 {
+		t.Errorf("answers on a topic of ours: %v", c.acks)
+	}
+	waitFor(t, 20*time.Second, "the record at the host", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.ContainsFunc(audit, func(s string) bool { return strings.Contains(s, `"code":"reordered"`) })
+	})
+	// The broker goes; the session that follows gets what it has kept, and refuses it.
+	c.broker.Cut()
+	time.Sleep(100 * time.Millisecond)
+	if err := c.broker.Restore(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, 60*time.Second, "the refusal of what was retained", func() bool { return slices.Contains(codes(), "boiler/setpoint refused retained") })
+	if code, out, errs := runVerb("verify", "--audit", filepath.Join(c.dir, "buffer", "audit.log")); code != 0 {
+		t.Errorf("the record: %d %s%s", code, out, errs)
 	}
 }

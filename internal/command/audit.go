@@ -47,6 +47,7 @@ type entry struct {
 	Value   json.RawMessage `json:"value,omitempty"`
 	By      string          `json:"by,omitempty"`
 	Expires int64           `json:"exp,omitempty"`
+	Asked   int64           `json:"asked,omitempty"` // Unix ms
 	Count   uint64          `json:"count,omitempty"` // of a signed command
 	Code    string          `json:"code,omitempty"`
 	Msg     string          `json:"msg,omitempty"`

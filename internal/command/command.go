@@ -23,9 +23,10 @@ import (
 
 // Limits of a command.
 const (
-	maxSize  = 4 << 10        // bytes of a message
-	maxID    = 64             // bytes of an id
-	maxAhead = 24 * time.Hour // how far ahead a command may expire: so long ids are remembered
+	maxSize  = 4 << 10          // bytes of a message
+	maxID    = 64               // bytes of an id
+	maxAhead = 24 * time.Hour   // how far ahead a command may expire: so long ids are remembered
+	maxEarly = 30 * time.Second // how far ahead of ours the clock of who asks may be
 )
 
 // The operations.
@@ -62,6 +63,7 @@ type Request struct {
 	Gateway string          `json:"gw"`  // must be this one; may be missing while commands are not signed
 	Count   uint64          `json:"n"`   // of signed ones: higher each time
 	Expires int64           `json:"exp"` // Unix ms
+	Asked   int64           `json:"t"`   // Unix ms; 0 for unknown. A write is not taken behind a later one to the same point
 	By      string          `json:"by"`  // who asks, for the record
 	Device  string          `json:"dev"`
 	Point   string          `json:"point"`
@@ -113,6 +115,8 @@ type Desk struct {
 // taken is a command that was taken.
 type taken struct {
 	expires int64
+	on      string // device/point of a write
+	asked   int64
 	answer  []byte // what was answered, once that is known
 }
 
@@ -121,7 +125,7 @@ func Open(o Options) (*Desk, error) {
 	d := &Desk{o: o, seen: map[string]*taken{}}
 	err := d.log.open(o.File, func(e *entry) {
 		if e.What == whatTaken && e.Expires > time.Now().Add(-maxAhead).UnixMilli() {
-			d.seen[e.ID] = &taken{expires: e.Expires}
+			d.seen[e.ID] = &taken{expires: e.Expires, on: e.On, asked: e.Asked}
 		}
 	})
 	d.log.record, d.log.live = o.Record, d.alive
@@ -136,7 +140,7 @@ func (d *Desk) alive() (out []entry) {
 	now := time.Now().UnixMilli()
 	for id, t := range d.seen {
 		if t.expires >= now {
-			out = append(out, entry{What: whatTaken, ID: id, Expires: t.expires, Code: "carried"})
+			out = append(out, entry{What: whatTaken, ID: id, On: t.on, Expires: t.expires, Asked: t.asked, Code: "carried"})
 		}
 	}
 	return out
@@ -150,12 +154,12 @@ func (d *Desk) alive() (out []entry) {
 func (d *Desk) Take(body []byte, retained, synced bool) (r Request, no *Refusal, answer []byte, err error) {
 	r, no = d.judge(body, retained, synced, time.Now())
 	if no == nil {
-		err = d.log.add(entry{What: whatTaken, ID: r.ID, Op: r.Op, On: on(&r), Value: r.Value, By: r.By, Expires: r.Expires, Count: r.Count}, true)
+		err = d.log.add(entry{What: whatTaken, ID: r.ID, Op: r.Op, On: on(&r), Value: r.Value, By: r.By, Expires: r.Expires, Asked: r.Asked, Count: r.Count}, true)
 		if err != nil {
 			return r, nil, nil, err
 		}
 		d.forget()
-		d.seen[r.ID] = &taken{expires: r.Expires}
+		d.seen[r.ID] = &taken{expires: r.Expires, on: on(&r), asked: r.Asked}
 		return r, nil, nil, nil
 	}
 	if t := d.seen[r.ID]; no.Code == CodeReplayed && t != nil {
@@ -246,9 +250,18 @@ func (d *Desk) judge(body []byte, retained, synced bool, now time.Time) (r Reque
 		return r, refuse(CodeExpired, "it expired %v ago", now.Sub(exp).Round(time.Millisecond))
 	case exp.Sub(now) > maxAhead:
 		return r, refuse(CodeTooFar, "it would be valid for more than a day")
+	case time.UnixMilli(r.Asked).Sub(now) > maxEarly:
+		return r, refuse(CodeTooFar, "it is from a time that has not come")
 	}
 	if d.seen[r.ID] != nil {
 		return r, refuse(CodeReplayed, "%s was taken before", r.ID)
+	}
+	if r.Asked != 0 && r.Op == Write {
+		for _, t := range d.seen {
+			if t.on == on(&r) && t.asked >= r.Asked {
+				return r, refuse(CodeOrder, "one that was asked later was taken")
+			}
+		}
 	}
 	if d.o.Key != nil && r.Count <= d.log.count {
 		return r, refuse(CodeOrder, "its counter is %d, and %d was taken", r.Count, d.log.count)

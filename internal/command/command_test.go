@@ -96,6 +96,8 @@ func TestJudge(t *testing.T) {
 		"resend backwards":  {body: command("a", fields{"op": "resend", "from": 3, "to": 2}), want: CodeMalformed},
 		"resend where":      {body: command("a", fields{"op": "resend", "from": 3, "to": 3, "lane": "x"}), want: CodeMalformed},
 		"negative rate":     {body: command("a", fields{"op": "rate", "rate": -1}), want: CodeMalformed},
+		"asked just now":    {body: command("a", fields{"t": ms(5 * time.Second)})},
+		"asked in future":   {body: command("a", fields{"t": ms(time.Minute)}), want: CodeTooFar},
 		"expired":           {body: command("a", fields{"exp": ms(-time.Millisecond)}), want: CodeExpired},
 		"expires in a week": {body: command("a", fields{"exp": ms(7 * 24 * time.Hour)}), want: CodeTooFar},
 		"foreign":           {body: command("a", fields{"gw": "gw-2"}), want: CodeForeign},
@@ -110,6 +112,48 @@ func TestJudge(t *testing.T) {
 		if n, err := Check(d.o.File); err != nil || n == 0 {
 			t.Errorf("%s: the log has %d lines, %v", name, n, err)
 		}
+	}
+}
+
+// TestAskedLater: a write is not taken behind one that was asked later or at
+// the same time for the same point, also by the next start, and in a new file
+// of the log.
+func TestAskedLater(t *testing.T) {
+	o := options(t)
+	d := mustOpen(t, o)
+	at := time.Now().UnixMilli()
+	for i, c := range []struct {
+		t     int64
+		point string
+		op    string
+		want  string
+	}{
+		{at, "setpoint", "write", ""}, {at, "setpoint", "write", CodeOrder}, {at - 1, "setpoint", "write", CodeOrder},
+		{at - 1, "pump", "write", ""}, {at - 1, "setpoint", "read", ""}, {0, "setpoint", "write", ""}, {at + 1, "setpoint", "write", ""},
+		{at, "setpoint", "write", CodeOrder},
+	} {
+		if got := code(t, d, command(fmt.Sprint(i), fields{"t": c.t, "point": c.point, "op": c.op}), false, true); got != c.want {
+			t.Errorf("%d %+v: %q", i, c, got)
+		}
+	}
+	d.Close()
+	d = mustOpen(t, o)
+	if got := code(t, d, command("again", fields{"t": at + 1}), false, true); got != CodeOrder {
+		t.Errorf("after a start: %q", got)
+	}
+	for i := 0; ; i++ { // fill the file: the next one begins with what must be remembered
+		if _, err := os.Stat(o.File + ".1"); err == nil {
+			break
+		}
+		code(t, d, command("fill", fields{"exp": i + 1, "by": strings.Repeat("x", 60)}), false, true)
+	}
+	d.Close()
+	if err := os.Remove(o.File + ".1"); err != nil {
+		t.Fatal(err)
+	}
+	d = mustOpen(t, o)
+	if got := code(t, d, command("once more", fields{"t": at + 1}), false, true); got != CodeOrder {
+		t.Errorf("in a new file: %q", got)
 	}
 }
 

@@ -6,21 +6,29 @@ package sparkplug
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 )
 
 // DataType says how the value of a metric is held.
 type DataType uint32
 
-// The data types that are written here. UInt32 is not: implementations
-// disagree in which field it travels.
+// The data types. Those of 8, 16 and 32 bits are only read; UInt32 is never
+// written because implementations disagree in which field it travels.
 const (
 	Unknown DataType = 0
+	Int8    DataType = 1
+	Int16   DataType = 2
 	Int32   DataType = 3
 	Int64   DataType = 4
+	UInt8   DataType = 5
+	UInt16  DataType = 6
+	UInt32  DataType = 7
 	UInt64  DataType = 8
+	Float   DataType = 9
 	Double  DataType = 10
 	Boolean DataType = 11
 	String  DataType = 12
@@ -263,6 +271,39 @@ func decodeMetric(src []byte) (Metric, error) {
 		return nil
 	})
 	return m, err
+}
+
+// AppendJSON appends the value as JSON: nothing when there is none, or when
+// its type is no number, truth or text.
+func (m *Metric) AppendJSON(dst []byte) []byte {
+	b := m.Value.Bits
+	switch {
+	case m.Null:
+	case m.Type == Int8:
+		return strconv.AppendInt(dst, int64(int8(b)), 10)
+	case m.Type == Int16:
+		return strconv.AppendInt(dst, int64(int16(b)), 10)
+	case m.Type == Int32:
+		return strconv.AppendInt(dst, int64(int32(b)), 10)
+	case m.Type == Int64:
+		return strconv.AppendInt(dst, int64(b), 10)
+	case m.Type >= UInt8 && m.Type <= UInt64:
+		return strconv.AppendUint(dst, b, 10)
+	case m.Type == Float || m.Type == Double:
+		f, size := math.Float64frombits(b), 64
+		if m.Type == Float {
+			size = 32
+		}
+		if f-f == 0 {
+			return strconv.AppendFloat(dst, f, 'f', -1, size)
+		}
+	case m.Type == Boolean:
+		return strconv.AppendBool(dst, b != 0)
+	case m.Type == String:
+		text, _ := json.Marshal(m.Value.Text)
+		return append(dst, text...)
+	}
+	return dst
 }
 
 // fields calls f for each field of a message: with its number, and its body

@@ -1,7 +1,7 @@
 // A host application of Sparkplug B on npm sparkplug-payload and npm mqtt:
 // nothing in it is ours but this glue. It says that it is online, writes what
 // it decodes as lines of JSON, and takes commands as lines on its input:
-//   rebirth NODE | write NODE DEVICE METRIC VALUE | offline
+//   rebirth NODE | write NODE DEVICE METRIC VALUE [TIME [retain]] | offline
 // node host.js URL IDENTITY GROUP HOST
 "use strict";
 const fs = require("fs"), path = require("path"), readline = require("readline");
@@ -50,9 +50,9 @@ client.on("message", (topic, body, packet) => {
 });
 
 readline.createInterface({ input: process.stdin }).on("line", (line) => {
-  const [what, node, device, metric, value] = line.split(" ");
-  const now = Date.now();
-  const ncmd = (topic, m) => client.publish("spBv1.0/" + group + "/" + topic, Buffer.from(spb.encodePayload({ timestamp: now, metrics: [m] })), { qos: 0 });
+  const [what, node, device, metric, value, time, retain] = line.split(" ");
+  const now = time ? Number(time) : Date.now();
+  const ncmd = (topic, m) => client.publish("spBv1.0/" + group + "/" + topic, Buffer.from(spb.encodePayload({ timestamp: now, metrics: [m] })), { qos: 0, retain: !!retain });
   if (what === "rebirth") ncmd("NCMD/" + node, { name: "Node Control/Rebirth", timestamp: now, type: "Boolean", value: true });
   if (what === "write") ncmd("DCMD/" + node + "/" + device, { name: metric, timestamp: now, type: "Double", value: Number(value) });
   if (what === "offline") client.publish("spBv1.0/STATE/" + host, state(false), { qos: 1, retain: true }, () => print({ offline: true }));
