@@ -115,6 +115,9 @@ func (l *Line) Scan(ctx context.Context, most time.Duration, o ScanOptions, say 
 			o.Likely = append(o.Likely, id)
 		}
 	}
+	if o.MBus && len(o.Lines) == 0 && l.at.serial {
+		o.Lines = append([]string{l.settings()}, meterLines...)
+	}
 	if len(o.Lines) == 0 && l.at.serial {
 		o.Lines = []string{l.settings()}
 		if o.Deep {

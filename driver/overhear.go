@@ -265,6 +265,11 @@ func (r *ScanResult) Silence() *Error {
 		e.Seen = asked + "; " + noise + fmt.Sprintf(", %d of them 00 or ff; no unit has answered", n.Level)
 		e.Likely = "1 wires A and B are exchanged (makers do not agree on the letters)\n2 bus without bias or ground wire"
 		e.Try = "swap the two wires at the adapter; it does no harm. Idle voltage\nbetween D+ and D- should be above +0.2 V. Then scan again"
+	case r.MBus:
+		e.Code, e.What = "unit-silent", r.Connect+": no meter answers"
+		e.Seen = asked + "; " + noise
+		e.Likely = "1 the level converter has no power, or this is another port\n2 the meters have another speed   3 one of them short-circuits the bus"
+		e.Try = "measure the bus: 24 to 42 V between its wires; then other speeds:\n--baud 300,600,1200,2400,4800,9600 --mode 8E1"
 	case r.Tried == 0 && r.Gateway:
 		e.Code, e.What = "unit-silent", r.Connect+": the gateway answers, no unit behind it does"
 		e.Seen = asked

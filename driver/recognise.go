@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"tidegate/driver/profile"
@@ -33,6 +35,8 @@ type interview struct {
 	data   map[place][]byte // nil: refused or silent
 	unable [5]bool          // tables whose function the unit does not know
 	silent int              // reads in a row without an answer
+	models []profile.Model  // of SunSpec
+	walked bool             // they have been looked for
 	// patience is how many reads without an answer are repeated: a busy line
 	// loses one now and then, and a device that is silent where it has no
 	// register is not waited for thirty times.
@@ -103,12 +107,50 @@ func (s *scan) fitting(ctx context.Context, heard *interview, from, fits []candi
 			if !ok {
 				break
 			}
+			if k == len(c.signs)-1 && alive && c.p.SunSpec() {
+				if alive, err = s.hasModels(ctx, heard, c.p); err != nil {
+					return nil, err
+				}
+			}
 			if k == len(c.signs)-1 && alive {
 				fits = append(fits, c)
 			}
 		}
 	}
 	return fits, nil
+}
+
+// hasModels says whether a unit has a model with a point of the profile: all
+// devices of SunSpec begin alike.
+func (s *scan) hasModels(ctx context.Context, heard *interview, p *profile.Profile) (bool, error) {
+	if !heard.walked {
+		heard.walked = true
+		models, err := profile.WalkSunSpec(func(addr, count uint16) ([]byte, error) {
+			data, err := s.read(ctx, heard, place{profile.Holding, addr, count})
+			if err == nil && data == nil {
+				err = profile.ErrRefused
+			}
+			return data, err
+		})
+		if err != nil && !errors.Is(err, profile.ErrNoSunSpec) && !errors.Is(err, profile.ErrSunSpecChain) {
+			return false, err
+		}
+		heard.models = models
+	}
+	_, missing := p.Locate(heard.models)
+	return len(missing) < len(p.Points), nil
+}
+
+// evidence tells the models of SunSpec that were found.
+func (heard *interview) evidence(p *profile.Profile) []string {
+	if !p.SunSpec() {
+		return nil
+	}
+	var ids []string
+	for _, m := range heard.models {
+		ids = append(ids, strconv.Itoa(m.ID))
+	}
+	return []string{"models " + strings.Join(ids, ", ")}
 }
 
 // read asks a unit for one place, once in a scan. A refusal and silence give
@@ -185,6 +227,7 @@ func rank(fits []candidate, heard *interview) (out []ScanMatch, best int) {
 				seen, _, _ := c.signs[k].Judge(heard.data[placeOf(&c.signs[k])])
 				m.Evidence = append(m.Evidence, seen)
 			}
+			m.Evidence = append(m.Evidence, heard.evidence(c.p)...)
 			out = append(out, m)
 			if !want {
 				best++

@@ -20,6 +20,7 @@ type ScanOptions struct {
 	// Identify asks every unit that was found for its identification, too
 	// (functions 43/14 and 17, which also only read).
 	Identify bool
+	MBus     bool // look for meters on an M-Bus instead; IDs are 0 to 250 then
 	// Profiles are what the units found are compared with, and what is
 	// listened for.
 	Profiles []*profile.Profile
@@ -38,6 +39,7 @@ type ScanStep struct {
 type ScanResult struct {
 	Connect  string
 	Line     string // the setting at which an answer came; "" on a network, or if none came
+	MBus     bool   // the units are meters on an M-Bus
 	Units    []ScanUnit
 	Talkers  []ScanTalker // devices that talk by themselves
 	AnyID    bool         // the endpoint answers to every unit id: the one unit listed stands for all
@@ -52,10 +54,11 @@ type ScanResult struct {
 
 // ScanUnit is a unit that answered.
 type ScanUnit struct {
-	ID     int
-	Answer string // registers, or exception N
-	RTT    time.Duration
-	Slow   bool // it answered later than the timeout
+	ID      int    // of a meter on an M-Bus -1: it has answered to its secondary address alone
+	Address string // secondary address of a meter; its number where that is all that is known
+	Answer  string // registers, exception N, telegram, damaged
+	RTT     time.Duration
+	Slow    bool // it answered later than the timeout
 	// Matches are the profiles all of whose reads fit, two or more of them.
 	// The first Best of them are the answer: one if it is plain, several if
 	// nothing that was read parts them, 0 if no profile fits.
@@ -119,18 +122,19 @@ const likelyCount = 16
 
 // scan is one scan under way. It has the line to itself.
 type scan struct {
-	at    endpoint
-	o     ScanOptions
-	modes []lineMode // settings to try; none on a network
-	names []string   // of modes
-	open  func(context.Context, lineMode) (stream, error)
-	say   func(ScanStep)
-	w     wire
-	mode  lineMode
-	late  map[byte]bool // units whose answer came after its time
-	owed  []owed        // requests without an answer, the newest last
-	began time.Time
-	res   ScanResult
+	at          endpoint
+	o           ScanOptions
+	modes       []lineMode // settings to try; none on a network
+	names       []string   // of modes
+	open        func(context.Context, lineMode) (stream, error)
+	say         func(ScanStep)
+	w           wire
+	mode        lineMode
+	sent, heard time.Time     // the last message to meters, and its answer
+	late        map[byte]bool // units whose answer came after its time
+	owed        []owed        // requests without an answer, the newest last
+	began       time.Time
+	res         ScanResult
 }
 
 // owed is a request that was not answered.
@@ -181,6 +185,15 @@ func newScan(at endpoint, connect string, o ScanOptions, say func(ScanStep)) (*s
 			return dialTLS(ctx, at.addr, o.TLS, 3*time.Second)
 		}
 		return dialTCP(ctx, at.addr, 3*time.Second)
+	}
+	if s.res.MBus = o.MBus; o.MBus {
+		if len(s.o.Lines) == 0 {
+			s.o.Lines = meterLines
+		}
+		if err := s.setLines(); err != nil {
+			return nil, err
+		}
+		return s, s.meterIDs()
 	}
 	if s.o.Timeout == 0 {
 		s.o.Timeout = scanWait
@@ -280,6 +293,9 @@ func (s *scan) run(ctx context.Context) (err error) {
 		if done, err := s.overhear(ctx); done || err != nil {
 			return err
 		}
+	}
+	if s.o.MBus {
+		return s.scanMeters(ctx)
 	}
 	found, err := s.find(ctx)
 	if err != nil || !found {

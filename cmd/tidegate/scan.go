@@ -26,6 +26,7 @@ type scanFlags struct {
 	fast     bool
 	deep     bool
 	identify bool
+	mbus     bool
 	config   int // how often --config stands alone
 	pause    time.Duration
 }
@@ -51,6 +52,10 @@ as unit 1, 255 and 0, then as --ids. Only reads are sent, each to one unit. A
 profile is named when two or more reads fit and nothing else explains them;
 profiles that nothing parts are listed together.
 
+With --mbus all meters are called at 2400, 300 and 9600 baud (8E1); where one
+answers, each primary address is asked, then the secondary addresses are found
+digit for digit. Meters are initialised, selected and asked, never set.
+
 While the agent has the port, it does the scan: its polls of that bus pause,
 for --pause at most, and go on when the scan ends or is broken off.
 --config alone prints what was found as YAML for tidegate.yaml.
@@ -67,6 +72,7 @@ Exit code 0 something found, 1 nothing, 75 the port is in use.`,
 	c.Flags().BoolVar(&f.fast, "fast", false, "only units 1 to 16 and those that profiles come with")
 	c.Flags().BoolVar(&f.deep, "deep", false, "all units at all settings, unusual ones too (minutes)")
 	c.Flags().BoolVar(&f.identify, "identify", false, "also ask for the identification (functions 43/14 and 17)")
+	c.Flags().BoolVar(&f.mbus, "mbus", false, "look for meters on an M-Bus: addresses 0 to 250, and secondary ones")
 	c.Flags().VarP(&blockOrFile{a: a, block: &f.config}, "config", "c", "alone: print the block for tidegate.yaml; with a `FILE`: the configuration")
 	c.Flags().Lookup("config").NoOptDefVal = "true"
 	c.Flags().DurationVar(&f.pause, "pause", 2*time.Minute, "longest pause of the running agent's polls")
@@ -81,7 +87,7 @@ type scanResult struct {
 }
 
 func (a *app) scan(ctx context.Context, targets []string, f *scanFlags) error {
-	q := status.ScanRequest{TimeoutMS: f.timeout.Milliseconds(), Fast: f.fast, Deep: f.deep, Identify: f.identify, PauseMS: f.pause.Milliseconds()}
+	q := status.ScanRequest{TimeoutMS: f.timeout.Milliseconds(), Fast: f.fast, Deep: f.deep, Identify: f.identify, MBus: f.mbus, PauseMS: f.pause.Milliseconds()}
 	var err error
 	if q.IDs, err = parseIDs(f.ids); err != nil {
 		return err

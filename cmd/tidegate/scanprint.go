@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
@@ -72,11 +73,18 @@ func printScan(w io.Writer, target string, r *status.Scan) {
 	}
 	for _, u := range r.Units {
 		id := fmt.Sprint(u.ID)
-		if r.AnyID {
+		switch {
+		case r.AnyID:
 			id = "any"
+		case u.ID < 0:
+			id = "-"
 		}
 		what := "unknown (alive; no profile matched)"
 		switch {
+		case r.MBus && u.Answer == "damaged":
+			what = "several meters have this address, or there is noise"
+		case r.MBus && u.Profile != "":
+			what = fmt.Sprintf("%s (%s)", u.Profile, strings.Join(u.Evidence, ", "))
 		case u.Profile != "":
 			what = fmt.Sprintf("%s (%d/%d: %s)", u.Profile, len(u.Evidence), len(u.Evidence), strings.Join(u.Evidence, ", "))
 		case len(u.Ties) > 0:
@@ -98,18 +106,26 @@ func printScan(w io.Writer, target string, r *status.Scan) {
 		text := fmt.Sprintf("talks by itself at %s: %s (%s)", t.Line, t.Profile+strings.Join(t.Ties, " or "), count(int64(t.Frames), "good frame"))
 		fmt.Fprintln(w, status.Wrap(text, 80, "  "))
 	}
-	line := ""
+	line, devices := "", 0
+	for _, u := range r.Units {
+		if !r.MBus || u.Answer != "damaged" {
+			devices++
+		}
+	}
 	if r.Line.Baud > 0 {
 		line = fmt.Sprintf(" at %d %s", r.Line.Baud, r.Line.Mode)
 	}
-	fmt.Fprintln(w, status.Wrap(fmt.Sprintf("%s: %s%s, %.0f s, %d reads", target, count(int64(len(r.Units)+len(r.Talkers)), "device"), line, r.Seconds, r.Requests), 80, "  "))
+	fmt.Fprintln(w, status.Wrap(fmt.Sprintf("%s: %s%s, %.0f s, %d reads", target, count(int64(devices+len(r.Talkers)), "device"), line, r.Seconds, r.Requests), 80, "  "))
 	if r.AnyID {
 		fmt.Fprintln(w, "it answers to every unit id")
 	}
 	if r.Cut {
 		fmt.Fprintln(w, "the time was over before the scan was: there may be more (--pause 5m)")
 	}
-	if len(r.Units) > 0 {
+	switch {
+	case len(r.Units) > 0 && r.MBus:
+		fmt.Fprintln(w, "for tidegate.yaml: the same with --config")
+	case len(r.Units) > 0:
 		fmt.Fprintln(w, status.Wrap("for tidegate.yaml: the same with --config; or look at registers:\n"+
 			fmt.Sprintf("  tidegate read %s --unit %d holding:0+4 --as all%s", strings.Replace(r.Connect, "://", ":", 1), r.Units[0].ID, lineFlags(r)), 80, "      "))
 	}
@@ -156,9 +172,11 @@ func (c *configBlock) add(r *status.Scan) {
 	}
 	c.buses++
 	connect := stableName(r.Connect)
-	if len(r.Talkers) > 0 {
-		_, rest, _ := strings.Cut(connect, "://")
+	if scheme, rest, _ := strings.Cut(connect, "://"); len(r.Talkers) > 0 || r.MBus {
 		connect = "serial://" + rest
+		if strings.HasSuffix(scheme, "tcp") {
+			connect = "serial+tcp://" + rest
+		}
 	}
 	p := func(format string, args ...any) { fmt.Fprintf(&c.b, format+"\n", args...) }
 	p("  %s:", bus)
@@ -167,7 +185,12 @@ func (c *configBlock) add(r *status.Scan) {
 		p("    line: %d %s", r.Line.Baud, r.Line.Mode)
 	}
 	p("    devices:")
-	for _, u := range r.Units {
+	for i := range r.Units {
+		u := &r.Units[i]
+		if r.MBus {
+			c.meter(r.Units, u)
+			continue
+		}
 		name := "unit"
 		if u.Profile != "" {
 			name = u.Profile
@@ -207,6 +230,32 @@ func (c *configBlock) add(r *status.Scan) {
 		p("        frames: {kind: line}  # to be replaced")
 		p("        points: {field_0: {field: 0}}")
 	}
+}
+
+// meter adds a meter on an M-Bus: by its primary address if that is set and
+// its own, else by its number.
+func (c *configBlock) meter(all []status.ScanUnit, u *status.ScanUnit) {
+	p := func(format string, args ...any) { fmt.Fprintf(&c.b, format+"\n", args...) }
+	call := fmt.Sprintf("address: %q", u.Address)
+	shared := slices.ContainsFunc(all, func(o status.ScanUnit) bool { return o.ID == u.ID && o.Address != u.Address })
+	if u.ID > 0 && !shared || u.Address == "" {
+		call = fmt.Sprintf("unit: %d", u.ID)
+	}
+	profiles := append(slices.Clone(u.Ties), u.Rivals...)
+	if u.Profile != "" {
+		profiles = []string{u.Profile}
+	}
+	if len(profiles) == 0 {
+		p("      # %s: %s %s; no profile of the library fits.", call, u.Answer, u.Identity["medium"])
+		return
+	}
+	p("      %s:", c.name(fmt.Sprintf("%s-%.8s", profiles[0], cmp.Or(u.Address, fmt.Sprint(u.ID)))))
+	p("        # %s %s, %s", u.Identity["manufacturer"], u.Identity["version"], u.Identity["medium"])
+	p("        profile: %s  # %s", profiles[0], strings.Join(u.Evidence, ", "))
+	for _, o := range profiles[1:] {
+		p("        # profile: %s", o)
+	}
+	p("        %s", call)
 }
 
 func (c *configBlock) text() string {

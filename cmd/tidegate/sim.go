@@ -155,7 +155,7 @@ func (a *app) simulate(args []string, f *simFlags) (*simulation, error) {
 		}
 		for ; taken[n] && !given && n < 247; n++ {
 		}
-		if taken[n] && address == "" {
+		if taken[n] && !(given && p.MBus()) { // meters come with equal ones
 			return nil, usage{fmt.Errorf("%s: unit %d is taken", arg, n)}
 		}
 		taken[n] = address == ""
@@ -238,12 +238,11 @@ func (s *simulation) meters(f *simFlags, plan sim.Plan) error {
 		u.Address = m.Address
 		next := holds[u.Unit]
 		holds[u.Unit] = func(point, value string) error {
-			if next != nil {
-				if err := next(point, value); err != nil {
-					return err
-				}
+			err := m.Hold(point, value)
+			if next != nil && next(point, value) == nil { // several meters may have one unit
+				return nil
 			}
-			return m.Hold(point, value)
+			return err
 		}
 	}
 	return s.hold(f.set, holds)

@@ -84,3 +84,53 @@ func TestSimPeers(t *testing.T) {
 		})
 	}
 }
+
+// TestSimSunSpec: simulated devices of SunSpec are told apart by a scan, and
+// read by the names of their points.
+func TestSimSunSpec(t *testing.T) {
+	t.Parallel()
+	bin, dir := buildBinary(t), t.TempDir()
+	cmd := exec.Command(bin, "sim", "sunspec-inverter@1", "sunspec-meter@2", "--at", "tcp:127.0.0.1:15541", "--set", "voltage_l1@1=231.5", "--set", "power@2=-3450")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cmd.Process.Signal(syscall.SIGINT)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("sim: %v", err)
+		}
+	}()
+	var text []byte
+	var err error
+	for range 40 {
+		if text, err = exec.Command(bin, "scan", "tcp:127.0.0.1:15541", "--ids", "1-2").CombinedOutput(); err == nil {
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	for _, want := range []string{`1 .*sunspec-inverter \(`, `2 .*sunspec-meter \(`, `models 1, 101, 160`} {
+		if !regexp.MustCompile(want).Match(text) {
+			t.Errorf("scan: %v: no %s in\n%s", err, want, text)
+		}
+	}
+	file := filepath.Join(dir, "tidegate.yaml")
+	if err := os.WriteFile(file, []byte(`
+gateway: {id: gw-sun}
+buffer: {dir: `+dir+`/buffer, size: 64MB}
+uplink: {url: "mqtt://127.0.0.1:9"}
+status: {socket: `+dir+`/agent.sock}
+buses:
+  roof:
+    connect: tcp://127.0.0.1:15541
+    devices:
+      inverter: {profile: sunspec-inverter}
+      grid: {profile: sunspec-meter, unit: 2}
+`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for point, want := range map[string]string{"inverter/voltage_l1": "231.5 V", "grid/power": "-3450 W"} {
+		if text, err := exec.Command(bin, "--config", file, "read", point).CombinedOutput(); err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("read %s: %v\n%s", point, err, text)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package mbus
 import (
 	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -139,4 +140,18 @@ func Selects(mask, address []byte) bool {
 		}
 	}
 	return true
+}
+
+// media are the types of devices (EN 13757-3, table of the device type).
+var media = map[byte]string{0: "other", 1: "oil", 2: "electricity", 3: "gas", 4: "heat", 5: "steam", 6: "warm water", 7: "water",
+	8: "heat cost allocator", 9: "compressed air", 0x0A: "cooling", 0x0B: "cooling", 0x0C: "heat", 0x0D: "heat and cooling",
+	0x0E: "bus or system", 0x15: "hot water", 0x16: "cold water", 0x17: "dual water", 0x18: "pressure", 0x19: "A/D converter",
+	0x1A: "smoke detector", 0x1B: "room sensor", 0x1C: "gas detector", 0x20: "breaker", 0x21: "valve", 0x28: "waste water"}
+
+// Medium is the word for a type of device, or its number.
+func Medium(device byte) string {
+	if w, ok := media[device]; ok {
+		return w
+	}
+	return fmt.Sprintf("device type %02X", device)
 }

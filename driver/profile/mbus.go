@@ -348,6 +348,19 @@ func (s *mbusSource) number(unit string, exp int) *number {
 	return out
 }
 
+// Media returns the types of devices that the recordings of the profile come
+// from.
+func (p *Profile) Media() (out []byte) {
+	for _, raw := range p.Recordings() {
+		if f, _, err := mbus.ParseFrame(raw); err == nil {
+			if t, err := mbus.Parse(f); err == nil && !slices.Contains(out, t.Device) {
+				out = append(out, t.Device)
+			}
+		}
+	}
+	return out
+}
+
 // EncodeTelegram returns the records of a meter that sends these values, one
 // for each point, None for what it does not send: in the order of the profile,
 // those that differ by nothing by their nth. Texts of a header are no records.

@@ -64,7 +64,7 @@ func ScanAddress(ctx context.Context, connect string, q status.ScanRequest, lib 
 // scanned translates between the socket's words and the driver's.
 func scanned(q status.ScanRequest, lib *profile.Library, tell func(status.ScanEvent),
 	scan func(driver.ScanOptions, func(driver.ScanStep)) (*driver.ScanResult, error)) error {
-	o := driver.ScanOptions{Lines: q.Lines, IDs: q.IDs, Deep: q.Deep, Identify: q.Identify,
+	o := driver.ScanOptions{Lines: q.Lines, IDs: q.IDs, Deep: q.Deep, Identify: q.Identify, MBus: q.MBus,
 		Timeout: time.Duration(q.TimeoutMS) * time.Millisecond}
 	for _, n := range lib.Names() {
 		p, err := lib.Get(n)
@@ -78,7 +78,11 @@ func scanned(q status.ScanRequest, lib *profile.Library, tell func(status.ScanEv
 		}
 	}
 	slices.Sort(o.Likely)
-	if q.Fast && len(o.IDs) == 0 {
+	if q.Fast && len(o.IDs) == 0 && q.MBus {
+		for id := range 17 {
+			o.IDs = append(o.IDs, id)
+		}
+	} else if q.Fast && len(o.IDs) == 0 {
 		for id := 1; id <= 16; id++ {
 			o.IDs = append(o.IDs, id)
 		}
@@ -109,7 +113,7 @@ func scanned(q status.ScanRequest, lib *profile.Library, tell func(status.ScanEv
 
 // scanOf is a result as the socket tells it.
 func scanOf(r *driver.ScanResult, bus string) *status.Scan {
-	s := &status.Scan{Connect: r.Connect, Bus: bus, Units: []status.ScanUnit{}, Talkers: []status.ScanTalker{},
+	s := &status.Scan{Connect: r.Connect, Bus: bus, MBus: r.MBus, Units: []status.ScanUnit{}, Talkers: []status.ScanTalker{},
 		AnyID: r.AnyID, Tried: r.Tried, Asked: r.Asked, Requests: r.Requests, Seconds: r.Took.Round(10 * time.Millisecond).Seconds(), Cut: r.Cut}
 	s.Line.Noise = status.ScanNoise{Bytes: r.Noise.Bytes, Damaged: r.Noise.Errors, Breaks: r.Noise.Breaks}
 	if baud, mode, ok := strings.Cut(r.Line, " "); ok {
@@ -117,7 +121,7 @@ func scanOf(r *driver.ScanResult, bus string) *status.Scan {
 		s.Line.Mode = mode
 	}
 	for _, u := range r.Units {
-		out := status.ScanUnit{ID: u.ID, Answer: u.Answer, RTTMS: float64(u.RTT.Microseconds()) / 1000, Slow: u.Slow}
+		out := status.ScanUnit{ID: u.ID, Address: u.Address, Answer: u.Answer, RTTMS: float64(u.RTT.Microseconds()) / 1000, Slow: u.Slow}
 		for i, m := range u.Matches {
 			switch {
 			case i == 0 && u.Best == 1:

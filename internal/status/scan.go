@@ -19,6 +19,7 @@ type ScanRequest struct {
 	Fast      bool     `json:"fast,omitempty"`     // units 1 to 16 and those that profiles come with
 	Deep      bool     `json:"deep,omitempty"`     // all units at all settings
 	Identify  bool     `json:"identify,omitempty"` // also functions 43/14 and 17
+	MBus      bool     `json:"mbus,omitempty"`     // meters on an M-Bus instead
 	PauseMS   int64    `json:"pause_ms,omitempty"` // longest pause of the polls
 }
 
@@ -37,6 +38,7 @@ type Scan struct {
 	Connect  string       `json:"connect"`
 	Bus      string       `json:"bus,omitempty"` // its name in the agent's configuration
 	Line     ScanLine     `json:"line"`
+	MBus     bool         `json:"mbus,omitempty"` // the units are meters on an M-Bus
 	Units    []ScanUnit   `json:"units"`
 	Talkers  []ScanTalker `json:"talkers"` // devices that talk by themselves
 	AnyID    bool         `json:"any_id"`  // the endpoint answers to every unit id
@@ -63,7 +65,8 @@ type ScanNoise struct {
 
 // ScanUnit is a unit that answered.
 type ScanUnit struct {
-	ID       int               `json:"id"`
+	ID       int               `json:"id"`                 // of a meter on an M-Bus -1: only its secondary address is known
+	Address  string            `json:"address,omitempty"`  // secondary address of a meter
 	Answer   string            `json:"answer"`             // registers, exception N
 	Profile  string            `json:"profile,omitempty"`  // the one that fits; "" if none does, or several
 	Evidence []string          `json:"evidence,omitempty"` // what each of its reads said

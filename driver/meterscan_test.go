@@ -1,0 +1,159 @@
+package driver
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tidegate/driver/mbus"
+	"tidegate/driver/profile"
+)
+
+// recorded is a meter that answers with a telegram that a real one has sent,
+// under this primary address.
+func recorded(t *testing.T, name string, unit byte) *busMeter {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("mbus", "testdata", "libmbus", name+".hex"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := hex.DecodeString(strings.Join(strings.Fields(string(text)), ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _, err := mbus.ParseFrame(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tg, err := mbus.Parse(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &busMeter{unit: unit, address: tg.Address(), telegrams: [][]byte{mbus.Long(f.Control, unit, f.CI, f.Data...)}}
+}
+
+// everything is all profiles of the library.
+func everything(t *testing.T) (out []*profile.Profile) {
+	t.Helper()
+	lib := library(t)
+	for _, n := range lib.Names() {
+		p, err := lib.Get(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// scanBus scans a pty with these meters for units 0 to 8, and says which
+// messages were sent that are none of a search.
+func scanBus(t *testing.T, ms *meters, o ScanOptions) (*ScanResult, error) {
+	t.Helper()
+	master, path := openPTY(t)
+	ms.fault = func(_ int64, f mbus.Frame, answer []byte) []byte {
+		search := !f.Long && (f.Control == mbus.SndNke || f.Control&^mbus.FCB == mbus.ReqUd2) ||
+			f.Long && f.Control == mbus.SndUd && f.Address == mbus.Selected && f.CI == 0x52 && len(f.Data) == 8
+		if !search {
+			t.Errorf("sent: %+v", f)
+		}
+		return answer
+	}
+	go ms.serve(master)
+	o.MBus, o.Timeout, o.Profiles = true, 60*time.Millisecond, everything(t)
+	if o.IDs == nil {
+		o.IDs = []int{0, 1, 2, 3, 4, 5, 6, 7, 8}
+	}
+	o.Lines = []string{"2400 8E1"}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	return Scan(ctx, "serial://"+path, o, nil)
+}
+
+// TestMeterScan: meters with recorded telegrams. Two share a primary address,
+// two share the first seven digits of their number, and all are found, each
+// once, with its maker, its medium and the profile that was made for it.
+func TestMeterScan(t *testing.T) {
+	t.Parallel()
+	cyble := recorded(t, "itron_cyble_m-bus_v1.4_water", 1)
+	twin := recorded(t, "itron_cyble_m-bus_v1.4_water", 9) // not among the units asked
+	twin.address = fmt.Sprintf("%.7s%d%s", twin.address, (twin.address[7]-'0'+1)%10, twin.address[8:])
+	head, err := mbus.AddressBytes(twin.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _, _ := mbus.ParseFrame(twin.telegrams[0])
+	twin.telegrams[0] = mbus.Long(f.Control, 9, f.CI, append(head, f.Data[8:]...)...)
+	heat, power, room := recorded(t, "ELS_Elster-F96-Plus", 0), recorded(t, "nzr_dhz_5_63", 0), recorded(t, "THI_cma10", 3)
+	r, err := scanBus(t, &meters{list: []*busMeter{cyble, twin, heat, power, room}}, ScanOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{ // by address: primary address, manufacturer, medium, profile
+		cyble.address: "1 ACW water mbus-water",
+		twin.address:  "-1 ACW water mbus-water",
+		heat.address:  "-1 ELS heat mbus-heat",
+		power.address: "-1 NZR electricity mbus-electricity",
+		room.address:  "3 ELV other elvaco-cma10",
+		"":            "0   ",
+	}
+	for _, u := range r.Units {
+		profile := ""
+		if u.Best == 1 {
+			profile = u.Matches[0].Profile
+			if len(u.Matches[0].Evidence) < 2 {
+				t.Errorf("%s: evidence %v", u.Address, u.Matches[0].Evidence)
+			}
+		}
+		got := fmt.Sprintf("%d %s %s %s", u.ID, u.Identity["manufacturer"], u.Identity["medium"], profile)
+		if w, ok := want[u.Address]; !ok || w != got {
+			t.Errorf("%s: %q, want %q (%s)", u.Address, got, w, u.Answer)
+		}
+		delete(want, u.Address)
+	}
+	if len(want) > 0 {
+		t.Errorf("not found, or twice: %v", want)
+	}
+	if r.Line != "2400 8E1" || !r.MBus {
+		t.Errorf("%+v", r)
+	}
+	for _, m := range []*busMeter{cyble, twin, heat, power, room} {
+		if m.selected {
+			t.Errorf("%s stays selected", m.address)
+		}
+	}
+}
+
+// TestMeterScanOdd: nobody, a meter that cannot be told from its twin, one of
+// the old fixed structure, and units that are none.
+func TestMeterScanOdd(t *testing.T) {
+	t.Parallel()
+	r, err := scanBus(t, &meters{}, ScanOptions{IDs: []int{1, 2}})
+	if err != nil || len(r.Units) > 0 || r.Silence().Code != "unit-silent" || !strings.Contains(r.Silence().What, "no meter") {
+		t.Errorf("nobody: %+v, %v", r, err)
+	}
+	a, b := recorded(t, "nzr_dhz_5_63", 1), recorded(t, "nzr_dhz_5_63", 2)
+	r, err = scanBus(t, &meters{list: []*busMeter{a, b}}, ScanOptions{IDs: []int{1, 2}})
+	units := map[int]string{}
+	for _, u := range r.Units {
+		units[u.ID] += u.Address + " " + u.Answer
+	}
+	if err != nil || units[1] != a.address+" telegram" || units[2] != a.address+" telegram" || units[-1] != a.address[:8]+" damaged" || len(r.Units) != 3 {
+		t.Errorf("twins: %v, %v", units, err)
+	}
+	old := recorded(t, "manual_frame2", 4)
+	old.address = "12345678FFFFFFFF"
+	r, err = scanBus(t, &meters{list: []*busMeter{old}}, ScanOptions{IDs: []int{4}})
+	if err != nil || len(r.Units) != 1 || r.Units[0].ID != 4 || r.Units[0].Address != "12345678" || !slices.ContainsFunc(r.Units[0].Matches, func(m ScanMatch) bool { return m.Profile == "mbus-water" }) {
+		t.Errorf("fixed structure: %+v, %v", r.Units, err)
+	}
+	if _, err := Scan(context.Background(), "serial:///dev/null", ScanOptions{MBus: true, IDs: []int{251}}, nil); err == nil || !strings.Contains(err.Error(), "0..250") {
+		t.Errorf("unit 251: %v", err)
+	}
+}
