@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -301,7 +302,8 @@ func (c *call) emitFrame(raw []byte) {
 // record that was not told before. A good frame may speak of nothing we want.
 func (l *Line) tell(d *device, all []telemetry.Reading, moments []profile.Moment, emit func(*telemetry.Group)) {
 	at := l.clk.Stamp()
-	profile.Groups(l.timed(d, all, moments, at, emit), func(g []telemetry.Reading) {
+	lacks := d.unsent(all)
+	profile.Groups(append(l.timed(d, all, moments, at, emit), lacks...), func(g []telemetry.Reading) {
 		if !d.memory.New(g, d.opt.Base) {
 			return
 		}
@@ -309,6 +311,31 @@ func (l *Line) tell(d *device, all []telemetry.Reading, moments []profile.Moment
 		l.group.Readings = append(l.group.Readings[:0], g...)
 		emit(&l.group)
 	})
+}
+
+// unsent returns what is to be told of the points that a whole telegram does
+// not hold: at once of those that have never come, and at the second telegram
+// without it of one that has; once, until it comes or the device was away.
+func (d *device) unsent(all []telemetry.Reading) (out []telemetry.Reading) {
+	if !d.opt.Map.Whole() {
+		return nil
+	}
+	if d.lacks == nil {
+		d.lacks = bytes.Repeat([]byte{1}, len(d.opt.Map.Points))
+	}
+	for i := range d.lacks {
+		d.lacks[i]++
+	}
+	for _, r := range all {
+		d.lacks[r.Point-d.opt.Base] = 0
+	}
+	for i, n := range d.lacks {
+		if n == 2 {
+			out = append(out, telemetry.Reading{Point: d.opt.Base + uint32(i), Quality: telemetry.Fault, Cause: telemetry.CauseMarker})
+		}
+		d.lacks[i] = min(n, 3)
+	}
+	return out
 }
 
 // modeStream is a stream whose speed and format can be changed.

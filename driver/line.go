@@ -94,6 +94,9 @@ type device struct {
 	memory  *profile.Memory
 	// of points whose values have a time of the device
 	measured map[uint32]*measured
+	// of a device whose telegrams are whole, how often in a row each point was
+	// missing; see unsent. Nil: nothing has been told yet
+	lacks []uint8
 
 	known learned // what it does not let itself be read across
 

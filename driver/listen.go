@@ -192,6 +192,7 @@ func (l *Line) failTalker(d *device, q telemetry.Quality, c telemetry.Cause, err
 	}
 	t.quality, t.cause, t.told = q, c, now
 	clear(d.measured) // the next value is told, new or not
+	d.lacks = nil
 	l.group.At = l.clk.Stamp()
 	l.group.Readings = l.group.Readings[:0]
 	for i := range d.opt.Map.Points {

@@ -7,11 +7,14 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"tidegate/driver/mbus"
+	"tidegate/driver/obis"
+	"tidegate/driver/profile"
 	"tidegate/internal/telemetry"
 )
 
@@ -388,5 +391,80 @@ func TestMeterBusForeign(t *testing.T) {
 	}
 	if l.Stats().Stray == 0 {
 		t.Error("no foreign answer came")
+	}
+}
+
+// TestMeterBusUnsent: what a telegram does not hold is told as fault/marker,
+// once; again where it came and has stayed away for two telegrams, and when
+// the meter was away.
+func TestMeterBusUnsent(t *testing.T) {
+	t.Parallel()
+	without, with := volumeOf(5, numberA, 11), volumeOf(5, numberA, 11, 0x42, 0x13, 7, 0)
+	a := &busMeter{unit: 5, address: numberA, telegrams: [][]byte{without, without, without, with, without, with, without, without, without}}
+	got, _ := meterReadings(t, &meters{list: []*busMeter{a}}, []Device{{Name: "a", Unit: 5}}, 20)
+	every(t, got[0], "0.011")
+	var told []string
+	for _, r := range got[1] {
+		told = append(told, profile.ReadingText(r))
+	}
+	if want := []string{"fault/marker", "7", "7", "fault/marker", "7", "7", "fault/marker"}; !slices.Equal(told, want) {
+		t.Errorf("told %v, want %v", told, want)
+	}
+
+	a = &busMeter{unit: 5, address: numberA, telegrams: [][]byte{without}}
+	ms := &meters{list: []*busMeter{a}, fault: func(n int64, _ mbus.Frame, b []byte) []byte {
+		if n > 10 && n < 17 {
+			return nil
+		}
+		return b
+	}}
+	got, _ = meterReadings(t, ms, []Device{{Name: "a", Unit: 5}}, 15)
+	told = nil
+	for _, r := range got[1] {
+		if r.Quality != telemetry.Comm || told[len(told)-1] != "comm" {
+			told = append(told, strings.TrimSuffix(strings.TrimSuffix(profile.ReadingText(r), "/timeout"), "/absent"))
+		}
+	}
+	if want := []string{"fault/marker", "comm", "fault/marker"}; !slices.Equal(told, want) {
+		t.Errorf("told %v, want %v", told, want)
+	}
+}
+
+// TestTelegramUnsent: likewise a P1 port without a gas meter behind it.
+func TestTelegramUnsent(t *testing.T) {
+	t.Parallel()
+	p, err := library(t).Get("dsmr-p1-v3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	master, path := openPTY(t)
+	l := open(t, Options{Name: "p1", Connect: "serial://" + path, Line: "9600 8N1", Devices: []Device{{Name: "p1", Every: time.Second, Map: p}}})
+	got := map[string][]string{}
+	var mu sync.Mutex
+	run(t, l, func(g *telemetry.Group) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, r := range g.Readings {
+			if r.Quality != telemetry.Init {
+				got[p.Points[r.Point].Name] = append(got[p.Points[r.Point].Name], profile.ReadingText(r))
+			}
+		}
+	})
+	enough := func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(got["energy_import_t1"]) >= 3
+	}
+	until(t, 60*time.Second, "three telegrams", func() bool {
+		master.Write(obis.Compose("TDG5x", []string{"1-0:1.8.1(000123.456*kWh)"}, false))
+		return enough()
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if g := got["gas_volume"]; !slices.Equal(g, []string{"fault/marker"}) {
+		t.Errorf("gas_volume %v", g)
+	}
+	if g := got["energy_import_t1"]; g[0] != "123.456" {
+		t.Errorf("energy_import_t1 %v", g)
 	}
 }

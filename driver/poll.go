@@ -199,6 +199,7 @@ func (l *Line) fail(j *job, err error, now time.Time, emit func(*telemetry.Group
 	}
 	j.failure, j.told = err, now
 	clear(j.dev.measured)
+	j.dev.lacks = nil
 	l.group.At = l.clk.Stamp()
 	l.group.Readings = l.group.Readings[:0]
 	for _, i := range j.req.Points {

@@ -41,6 +41,12 @@ func (h *Handshake) Asks() bool {
 // MBus says whether the device is a meter on an M-Bus.
 func (p *Profile) MBus() bool { return p.Handshake != nil && p.Handshake.Kind == "mbus" }
 
+// Whole says whether each telegram of the device speaks of all of its points,
+// so that what it does not hold is not there.
+func (p *Profile) Whole() bool {
+	return p.Frames != nil && (p.Frames.Kind == "mbus" || p.Frames.Kind == "obis")
+}
+
 // frames returns the frames that the handshake brings along.
 func (h *Handshake) frames() *Frames {
 	if h.Kind == "mbus" {
