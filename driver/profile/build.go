@@ -82,6 +82,7 @@ func (p *Profile) build(r report) {
 	for i := range p.Points {
 		p.buildPoint(i, sub(r, "points."+p.Points[i].Name))
 	}
+	p.checkAtomic(r)
 	if p.Handshake != nil {
 		p.Handshake.build(p, sub(r, "handshake"))
 	}

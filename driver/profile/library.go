@@ -197,6 +197,14 @@ func (p *Profile) inherit(parent *Profile, r report) {
 	p.Handshake = first(p.Handshake, parent.Handshake)
 	p.Frames = first(p.Frames, parent.Frames)
 	p.Talk = first(p.Talk, parent.Talk)
+	if p.Atomic == nil {
+		for _, names := range parent.Atomic {
+			names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return slices.Contains(p.Omit, n) })
+			if len(names) > 1 {
+				p.Atomic = append(p.Atomic, names)
+			}
+		}
+	}
 	if p.Forbidden == nil {
 		p.Forbidden = slices.Clone(parent.Forbidden)
 	}

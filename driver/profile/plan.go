@@ -2,7 +2,9 @@ package profile
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -49,7 +51,10 @@ type item struct {
 // least time: neighbours are merged where reading the gap between them
 // costs less than asking again. No request is larger than the limits, or
 // than the profile's own; none touches a forbidden address; a point is
-// never split, and stands in the same request as its scale factor.
+// never split, and stands in the same request as its scale factor and as the
+// other points of its atomic group. Only where a device has refused to be
+// read across, or the limits are smaller than a group, its points are read
+// apart.
 func (p *Profile) Plan(l Limits) []Request {
 	var out []Request
 	for t := Coils; t <= Input; t++ {
@@ -61,10 +66,72 @@ func (p *Profile) Plan(l Limits) []Request {
 			}
 		}
 		if len(items) > 0 {
-			out = p.planTable(t, items, l, out)
+			out = p.planTable(t, p.join(t, items, l), l, out)
 		}
 	}
 	return out
+}
+
+// join makes one item of the points of each atomic group.
+func (p *Profile) join(t Table, items []item, l Limits) []item {
+	for _, names := range p.Atomic {
+		one := item{lo: 1 << 16}
+		var rest []item
+		for _, it := range items {
+			if !slices.Contains(names, p.Points[it.points[0]].Name) {
+				rest = append(rest, it)
+				continue
+			}
+			one = item{min(one.lo, it.lo), max(one.hi, it.hi), append(one.points, it.points...)}
+		}
+		if len(one.points) > 1 && one.hi-one.lo <= p.limit(t, l) && !p.Forbids(t, one.lo, one.hi) && !l.barred(t, one.lo, one.hi) {
+			items = append(rest, one)
+		}
+	}
+	return items
+}
+
+// checkAtomic finds groups that no request can hold.
+func (p *Profile) checkAtomic(r report) {
+	taken := map[string]bool{}
+	for i, names := range p.Atomic {
+		path := "atomic[" + strconv.Itoa(i) + "]"
+		var t Table
+		lo, hi := 1<<16, 0
+		for _, name := range names {
+			k := p.index(name)
+			switch {
+			case k < 0:
+				r(path, fmt.Sprintf("there is no point %q", name), "name points of this profile")
+				return
+			case taken[name]:
+				r(path, fmt.Sprintf("%q is in a group already", name), "make one group of them")
+				return
+			case p.Transport != "modbus":
+				r(path, "atomic is for Modbus devices: a frame comes as a whole", "remove it")
+				return
+			}
+			taken[name] = true
+			c := &p.codecs[k]
+			if c.table == 0 {
+				continue // where it stands is found out on the device, or it has no place
+			}
+			if t != 0 && c.table != t {
+				r(path, fmt.Sprintf("%s stands in another table than the others", name), "one request reads one table")
+				return
+			}
+			a, b := c.span()
+			t, lo, hi = c.table, min(lo, a), max(hi, b)
+		}
+		switch {
+		case len(names) < 2:
+			r(path, "a group has two points or more", "write atomic: [[energy_high, energy_low]]")
+		case t != 0 && hi-lo > p.limit(t, Limits{}):
+			r(path, fmt.Sprintf("the group needs %d addresses in one request, and the device gives %d", hi-lo, p.limit(t, Limits{})), "take points that stand nearer to each other")
+		case t != 0 && p.Forbids(t, lo, hi):
+			r(path, "a forbidden region stands in the group", "take points on one side of it")
+		}
+	}
 }
 
 // planTable finds the cheapest partition of the items, sorted by address,

@@ -3,6 +3,7 @@ package profile
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,6 +41,14 @@ func TestPlan(t *testing.T) {
 			"coil 0+1 coil 1999+1 discrete 5+1 holding 0+1"},
 		{"shared registers", []Point{{Name: "a", Input: ptr(0), Bit: ptr(1)}, {Name: "b", Input: ptr(0), Type: "u64"}, {Name: "c", Input: ptr(0), Bit: ptr(2)}}, nil, Limits{}, "input 0+4"},
 		{"scale factor before and after", []Point{{Name: "a", Input: ptr(100), SF: "0"}, {Name: "b", Input: ptr(50)}}, nil, Limits{Char: char9600}, "input 0+101"},
+		{"an atomic group", regs(0, 8, 60, 62), func(p *Profile) { p.Atomic = [][]string{{"p1", "p2"}} }, Limits{Char: char9600}, "input 0+63"},
+		{"and what stands far from it", regs(0, 50, 60, 110), func(p *Profile) { p.Atomic = [][]string{{"p1", "p2"}} }, Limits{Char: char9600}, "input 0+1 input 50+11 input 110+1"},
+		{"max_gap does not part it", regs(0, 2, 4), func(p *Profile) { p.MaxGap, p.Atomic = ptr(0), [][]string{{"p0", "p1"}} }, Limits{}, "input 0+3 input 4+1"},
+		{"a refusal does", regs(0, 2, 4), func(p *Profile) { p.Atomic = [][]string{{"p0", "p2"}} },
+			Limits{Barriers: []Barrier{{Table: Input, Lo: 3, Hi: 4}}}, "input 0+3 input 4+1"},
+		{"a point that is not asked for", regs(0, 8, 60, 62), func(p *Profile) { p.Atomic = [][]string{{"p0", "p2"}} },
+			Limits{Char: char9600, Without: []int{2}}, "input 0+9 input 62+1"},
+		{"a line with small requests", regs(0, 20), func(p *Profile) { p.Atomic = [][]string{{"p0", "p1"}} }, Limits{MaxRegisters: 10}, "input 0+1 input 20+1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := custom(t, nil, c.points...)
@@ -143,4 +152,34 @@ func cheapest(p *Profile, l Limits, bad, i int, blocks [][2]int) int64 {
 		best = min(best, cheapest(p, l, bad, i+1, next))
 	}
 	return best
+}
+
+func TestAtomic(t *testing.T) {
+	lib, err := Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const head = "name: x\ntitle: x\nstatus: community\nsources: [a manual]\ntransport: modbus\nforbidden: [{input: [50, 60]}]\n"
+	const points = "points: {a: {input: 0}, b: {input: 10}, c: {input: 70}, d: {holding: 0}, e: {input: 200}}\n"
+	for atomic, want := range map[string]string{
+		"[[a, b]]":         "",
+		"[[a, b], [c, c]]": "is in a group already",
+		"[[a, b], [b, c]]": "is in a group already",
+		"[a, b]":           "two points or more",
+		"[[a, q]]":         `no point "q"`,
+		"[[a, d]]":         "another table",
+		"[[a, c]]":         "forbidden",
+		"[[c, e]]":         "131 addresses",
+	} {
+		_, problems := Parse(lib, "x.yaml", []byte(head+"atomic: "+atomic+"\n"+points))
+		text := ""
+		for _, p := range problems {
+			if !p.Warning {
+				text += p.Msg
+			}
+		}
+		if (want == "") != (text == "") || !strings.Contains(text, want) {
+			t.Errorf("%s: %q, want %q", atomic, text, want)
+		}
+	}
 }

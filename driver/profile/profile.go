@@ -44,10 +44,11 @@ type Profile struct {
 
 	Wake *Wake `yaml:"wake" doc:"What wakes the device before a request."`
 
-	MaxRead   int      `yaml:"max_read" min:"0" max:"125" doc:"Most registers in one request; 0 = 125."`
-	MaxBits   int      `yaml:"max_bits" min:"0" max:"2000" doc:"Most coils or inputs in one request; 0 = 2000."`
-	MaxGap    *int     `yaml:"max_gap" min:"0" max:"124" doc:"Most unused registers to read across; 0 = never read what no point uses."`
-	Forbidden []Region `yaml:"forbidden" doc:"Addresses that must not be touched, not even when reading across them."`
+	MaxRead   int        `yaml:"max_read" min:"0" max:"125" doc:"Most registers in one request; 0 = 125."`
+	MaxBits   int        `yaml:"max_bits" min:"0" max:"2000" doc:"Most coils or inputs in one request; 0 = 2000."`
+	MaxGap    *int       `yaml:"max_gap" min:"0" max:"124" doc:"Most unused registers to read across; 0 = never read what no point uses."`
+	Atomic    [][]string `yaml:"atomic" doc:"Groups of points that are read in one request, because they belong together: [[energy_high, energy_low]]."`
+	Forbidden []Region   `yaml:"forbidden" doc:"Addresses that must not be touched, not even when reading across them."`
 
 	Handshake *Handshake `yaml:"handshake" doc:"Manner of speaking that is written in code; its name alone will do."`
 	Frames    *Frames    `yaml:"frames" doc:"How the bytes of a serial device are cut into frames."`
