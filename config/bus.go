@@ -51,6 +51,10 @@ func (p *parser) buses() {
 					p.doc.Report(dpath, document.CodeKey, fmt.Sprintf("%q cannot be the name of a device", d.Name),
 						"the record of the commands is sent under this name; choose another one")
 				}
+				if d.Name == CertificateDevice && p.cfg.Uplink.Secure() {
+					p.doc.Report(dpath, document.CodeKey, fmt.Sprintf("%q cannot be the name of a device", d.Name),
+						"the end of certificates is told under this name; choose another one")
+				}
 			}
 			p.resolve(d, dpath, at)
 		}

@@ -43,8 +43,10 @@ type Config struct {
 	Log     Log              `yaml:"log" doc:"What the agent writes to its log."`
 
 	catalog *telemetry.Catalog
-	devices []telemetry.Point // the points of all devices: the catalog without those of the rules
-	loads   []BusLoad
+	// certificates is the number of the first point of CertificateDevice, 0 for none.
+	certificates int
+	devices      []telemetry.Point // the points of all devices: the catalog without those of the rules
+	loads        []BusLoad
 }
 
 // Gateway names this gateway.
@@ -203,11 +205,28 @@ func (p *parser) result() (*Config, []Problem) {
 	}
 	p.cfg.devices = points[:len(points):len(points)]
 	points = append(points, p.cfg.RuleSet().Points()...)
+	if p.cfg.Uplink.Secure() {
+		p.cfg.certificates = len(points)
+		for _, name := range [...]string{"client", "authority", "broker"} {
+			points = append(points, telemetry.Point{Device: CertificateDevice, Name: name, Unit: "d", Kind: "gauge", Class: telemetry.ClassAlarm})
+		}
+	}
 	if p.cfg.Uplink.Commands {
 		points = append(points, telemetry.Point{Device: CommandDevice, Name: "audit", Kind: "text", Class: telemetry.ClassAlarm})
 	}
 	p.cfg.catalog = telemetry.NewCatalog(points)
 	return p.cfg, problems
+}
+
+// CertificateDevice is the name under which is told how many days the
+// certificates of the uplink are valid, when they are about to end. Its points
+// are client, authority and broker.
+const CertificateDevice = "certificates"
+
+// CertificatePoints returns the number of the first point of
+// CertificateDevice; ok is false where no broker speaks TLS.
+func (c *Config) CertificatePoints() (first uint32, ok bool) {
+	return uint32(c.certificates), c.certificates > 0
 }
 
 // CommandDevice is the name under which the record of commands is sent, line

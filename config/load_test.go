@@ -68,7 +68,7 @@ func TestComplete(t *testing.T) {
 	for _, pt := range points[next:] {
 		own = append(own, pt.Device+"/"+pt.Name)
 	}
-	if got := strings.Join(own, " "); got != "rules/over-voltage rules/over-voltage_severity rules/over-voltage_value" {
+	if got := strings.Join(own, " "); got != "rules/over-voltage rules/over-voltage_severity rules/over-voltage_value certificates/client certificates/authority certificates/broker" {
 		t.Error(got)
 	}
 	set := c.RuleSet()

@@ -194,7 +194,7 @@ func quick() tuning {
 	return tuning{connect: 2 * time.Second, write: 500 * time.Millisecond, ack: 250 * time.Millisecond,
 		grace: time.Second, backoff: 2 * time.Millisecond, backoffMax: 20 * time.Millisecond, stable: time.Minute,
 		status: time.Minute, meta: time.Hour, retry: 10 * time.Millisecond,
-		receipt: time.Minute, spread: 20 * time.Millisecond, look: 20 * time.Millisecond, verdict: 100 * time.Millisecond, home: 50 * time.Millisecond}
+		receipt: time.Minute, spread: 20 * time.Millisecond, look: 20 * time.Millisecond, verdict: 100 * time.Millisecond, glance: time.Hour, home: 50 * time.Millisecond}
 }
 
 func testClock(t testing.TB) *clock.Clock {

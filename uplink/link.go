@@ -104,10 +104,15 @@ func (u *Uplink) secured(ctx context.Context, b broker, files loaded) (net.Conn,
 	if !b.secure {
 		return raw, raw, nil
 	}
-	t, problem := openTLS(ctx, raw, files.config(&u.opts, b, u.now), u.tune.connect)
+	c := files.config(&u.opts, b, u.now)
+	if u.ending() {
+		c.ClientSessionCache = nil // a session that is resumed shows the old certificate
+	}
+	t, problem := openTLS(ctx, raw, c, u.tune.connect)
 	if problem != nil {
 		return nil, nil, explain(atTLS, problem, u.situation(b))
 	}
+	u.shown(t.ConnectionState().VerifiedChains)
 	return t, raw, nil
 }
 

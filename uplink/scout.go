@@ -8,6 +8,15 @@ import (
 	"time"
 )
 
+// purpose is what an attempt beside the connection is for.
+type purpose int
+
+const (
+	forHome   purpose = iota // is the first broker back?
+	forFiles                 // do new certificate files work?
+	forGlance                // which certificate does the broker show now?
+)
+
 // errBetter ends a good connection for a better one: the scout came back.
 var errBetter = errors.New("a better connection is ready")
 
@@ -23,8 +32,9 @@ type scout struct {
 	retry   time.Time // when to try those again
 	look    time.Time // next look at the files
 	home    time.Time // next attempt to reach the first broker; zero: we are there
+	glance  time.Time // next look at the broker's certificate, if that is about to end
 	out     bool      // an attempt is under way
-	renewal bool      // it is for new files
+	purpose purpose   // of it
 	back    chan *Error
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -36,6 +46,7 @@ func newScout(u *Uplink, l carrier) *scout {
 	c := &scout{u: u, files: files, seen: files.stamp, judged: files.stamp, back: make(chan *Error, 1), cancel: func() {}}
 	if b.secure {
 		c.look = now.Add(u.tune.look)
+		c.glance = now.Add(jitter(u.tune.glance))
 	}
 	if u.at.Load() > 0 {
 		c.home = now.Add(jitter(u.tune.home))
@@ -66,7 +77,13 @@ func (c *scout) turn(ctx context.Context) {
 	}
 	if !c.home.IsZero() && !now.Before(c.home) {
 		c.home = now.Add(jitter(c.u.tune.home))
-		c.send(ctx, c.u.brokers[0], false)
+		c.send(ctx, c.u.brokers[0], forHome)
+	}
+	if !c.glance.IsZero() && !now.Before(c.glance) {
+		c.glance = now.Add(jitter(c.u.tune.glance))
+		if c.u.ending() {
+			c.send(ctx, c.u.broker(), forGlance)
+		}
 	}
 }
 
@@ -84,16 +101,16 @@ func (c *scout) watch(ctx context.Context, now time.Time) {
 	case err != nil || files.warn != nil:
 		c.retry = now.Add(c.u.tune.home)
 	case files.sum != c.files.sum:
-		c.send(ctx, c.u.broker(), true)
+		c.send(ctx, c.u.broker(), forFiles)
 	}
 }
 
 // send tries a connection in the background, once at a time.
-func (c *scout) send(ctx context.Context, b broker, renewal bool) {
+func (c *scout) send(ctx context.Context, b broker, p purpose) {
 	if c.out {
 		return
 	}
-	c.out, c.renewal = true, renewal
+	c.out, c.purpose = true, p
 	ctx, c.cancel = context.WithCancel(ctx)
 	c.wg.Go(func() { c.back <- c.u.trial(ctx, b) })
 }
@@ -104,15 +121,17 @@ func (c *scout) returned(err *Error) bool {
 	c.cancel()
 	u := c.u
 	switch {
-	case err == nil && c.renewal:
+	case c.purpose == forGlance:
+		return false // what it has seen is noted
+	case err == nil && c.purpose == forFiles:
 		u.log.Info("new certificate files: the broker takes them, the connection is made anew")
 	case err == nil:
 		u.at.Store(0)
 		u.log.Info("the first broker can be reached again", "broker", u.broker().String())
-	case c.renewal && err.Code == "tls-revoked":
+	case c.purpose == forFiles && err.Code == "tls-revoked":
 		u.log.Error("the broker's certificate is revoked: the connection is given up", "error", err.Error())
 		return true
-	case c.renewal:
+	case c.purpose == forFiles:
 		c.retry = time.Now().Add(u.tune.home)
 		u.log.Warn("new certificate files do not work; the connection goes on with the old ones", "code", err.Code, "error", err.Error())
 		u.count(func(s *Stats) { s.CertWarning = err.Error() })

@@ -1,6 +1,9 @@
 package uplink
 
-import "time"
+import (
+	"crypto/x509"
+	"time"
+)
 
 // The states of an Uplink.
 const (
@@ -37,11 +40,56 @@ type Stats struct {
 	Deaf     *Error // the broker refused to let us listen, nil when it did not
 	Err      *Error // the last one, nil while none; it stays after recovery
 	ErrAt    time.Time
-	CertDays int    // days left of the client certificate, -1 without one
-	Cert     string // SHA-256 of the client certificate that the broker accepted last, "" while none
+	CertDays int // days left of the client certificate, 0 when it has expired, -1 without one
+	// BrokerDays and CADays are the same of the broker's certificate, or what
+	// it rests upon, and of its authority, as of the last handshake.
+	BrokerDays, CADays int
+	Cert               string // SHA-256 of the client certificate that the broker accepted last, "" while none
 	// CertWarning says why a new certificate on disk is not used, "" when all is well.
 	CertWarning string
+
+	brokerEnds, caEnds time.Time
 }
+
+// left is how many whole days are left until t, -1 where there is no t.
+func (u *Uplink) left(t time.Time) int {
+	if t.IsZero() {
+		return -1
+	}
+	return max(0, int(t.Sub(u.now()).Hours()/24))
+}
+
+// shown keeps when the chain of certificates that the broker has shown ends:
+// that of several which serves longest.
+func (u *Uplink) shown(chains [][]*x509.Certificate) {
+	var broker, ca, least time.Time
+	for _, chain := range chains {
+		last := len(chain) - 1
+		end, root := chain[0].NotAfter, chain[last].NotAfter
+		for _, c := range chain[:last] {
+			if c.NotAfter.Before(end) {
+				end = c.NotAfter
+			}
+		}
+		first := end
+		if root.Before(first) {
+			first = root
+		}
+		if first.After(least) {
+			broker, ca, least = end, root, first
+		}
+	}
+	u.count(func(s *Stats) { s.brokerEnds, s.caEnds = broker, ca })
+}
+
+// ending tells whether what the broker has shown ends so soon that it has to be looked at anew.
+func (u *Uplink) ending() bool {
+	s := u.Stats()
+	return s.BrokerDays >= 0 && min(s.BrokerDays, s.CADays) <= endingDays
+}
+
+// endingDays is a day before the first announcement.
+const endingDays = 31
 
 // Stats returns a copy of the counters.
 func (u *Uplink) Stats() Stats {
@@ -51,11 +99,11 @@ func (u *Uplink) Stats() Stats {
 	b := u.broker()
 	s.Broker, s.Insecure = b.String(), b.open()
 	s.BytesIn, s.BytesOut = u.meter.in.Load(), u.meter.out.Load()
-	s.CertDays = -1
+	s.BrokerDays, s.CADays, s.CertDays = u.left(s.brokerEnds), u.left(s.caEnds), -1
 	u.id.mu.Lock()
 	defer u.id.mu.Unlock()
 	if l := u.id.last; l != nil && l.pair != nil {
-		s.CertDays = int(l.info.NotAfter.Sub(u.now()).Hours() / 24)
+		s.CertDays = u.left(l.info.NotAfter)
 	}
 	if l := u.id.good; l != nil && l.pair != nil {
 		s.Cert = fingerprint(l.pair.Leaf)

@@ -155,6 +155,7 @@ type tuning struct {
 	spread     time.Duration // over this, those come back whom the broker closed on after a long session
 	look       time.Duration // between two looks at the certificate files
 	verdict    time.Duration // for a broker's word on our certificate after the handshake
+	glance     time.Duration // between two looks at the broker's certificate when it is about to end
 	home       time.Duration // between two attempts to reach the first broker from another one
 }
 
@@ -162,7 +163,7 @@ func defaultTuning() tuning {
 	return tuning{connect: 30 * time.Second, write: 30 * time.Second, ack: 30 * time.Second,
 		grace: 5 * time.Second, backoff: time.Second, backoffMax: 5 * time.Minute, stable: time.Minute,
 		status: time.Minute, meta: 24 * time.Hour, retry: time.Second, receipt: 5 * time.Minute,
-		spread: time.Minute, look: 2 * time.Second, verdict: time.Second, home: 10 * time.Minute}
+		spread: time.Minute, look: 2 * time.Second, verdict: time.Second, glance: 24 * time.Hour, home: 10 * time.Minute}
 }
 
 // tuning is the default one as far as the keep-alive allows: a link that is

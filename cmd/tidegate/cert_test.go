@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"tidegate/internal/sim"
 )
@@ -102,5 +105,67 @@ func copyFile(t *testing.T, from, to string) {
 	t.Helper()
 	if err := os.WriteFile(to, []byte(content(t, from)), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestCertificateEvents: a broker of mosquitto and a client whose certificates
+// end soon. The cloud gets it as events, and the status says it, too.
+func TestCertificateEvents(t *testing.T) {
+	t.Parallel()
+	for _, p := range []string{"mosquitto", "mosquitto_sub", "openssl"} {
+		if _, err := exec.LookPath(p); err != nil {
+			missing(t, p)
+		}
+	}
+	dir := t.TempDir()
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := strconv.Itoa(tcp.Addr().(*net.TCPAddr).Port)
+	tcp.Close()
+	make := exec.Command("bash", "-euc", `
+mkdir pki
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 365 -subj "/CN=CA" -keyout ca.key -out pki/ca.crt
+printf "subjectAltName=IP:127.0.0.1\n" > ext
+for x in server:5 client:20; do
+    who=${x%:*}
+    openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=$who" -keyout pki/$who.key -out $who.csr
+    openssl x509 -req -in $who.csr -CA pki/ca.crt -CAkey ca.key -CAcreateserial -days ${x#*:} -extfile ext -out pki/$who.crt
+done
+chmod 600 pki/client.key
+printf "user root\nlistener %s 127.0.0.1\ncafile $PWD/pki/ca.crt\ncertfile $PWD/pki/server.crt\nkeyfile $PWD/pki/server.key\nrequire_certificate true\nuse_identity_as_username true\n" $0 > mosquitto.conf
+`, port)
+	make.Dir = dir
+	if out, err := make.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	start(t, "mosquitto", "-c", filepath.Join(dir, "mosquitto.conf"))
+	config := fmt.Sprintf("gateway: {id: gw}\nbuses:\n  plant: {connect: \"tcp://127.0.0.1:1\", devices: {m: {unit: 1, points: {a: {holding: 1}}}}}\n"+
+		"uplink: {url: \"mqtts://127.0.0.1:%s\", identity: %s/pki}\nbuffer: {dir: %s/state}\nstatus: {socket: %s/agent.sock}\n", port, dir, dir, dir)
+	file := filepath.Join(dir, "tidegate.yaml")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	bin := buildBinary(t)
+	var events bytes.Buffer
+	sub := exec.Command("mosquitto_sub", "-h", "127.0.0.1", "-p", port, "--cafile", "pki/ca.crt", "--cert", "pki/client.crt", "--key", "pki/client.key",
+		"-q", "1", "-t", "tg/v1/+/+/event", "-C", "1", "-W", "60")
+	sub.Dir, sub.Stdout = dir, &events
+	waitFor(t, 10*time.Second, "the broker", func() bool { return exec.Command("bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/"+port).Run() == nil })
+	if err := sub.Start(); err != nil {
+		t.Fatal(err)
+	}
+	start(t, bin, "run", "--config", file)
+	sub.Wait()
+	// A day has begun since they were made, and what is left is told in whole days.
+	if !strings.Contains(events.String(), `"dev":"certificates"`) || !strings.Contains(events.String(), `"values":{"client":19,"broker":4}`) {
+		t.Errorf("the event lane brought %q", events.String())
+	}
+	_, out, _ := runVerb("status", "--json", "--config", file)
+	for _, want := range []string{"the broker's certificate expires in 4 days", "the client certificate expires in 19 days"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("status does not say %q:\n%s", want, out)
+		}
 	}
 }

@@ -170,6 +170,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.desk != nil {
 		lines.Go(func() { a.desk.run(ctx) })
 	}
+	lines.Go(func() { (&expiry{a: a}).run(ctx) })
 	collect.Go(a.collect.run)
 	up.Go(func() {
 		if err := a.uplink.Run(upCtx, newSource(a.queue, a.catalog)); err != nil {

@@ -27,7 +27,6 @@ const stuck = 20 * time.Second
 type health struct {
 	a       *Agent
 	started time.Time
-	expires int       // the step of the certificate's end that was announced
 	newer   bool      // the configuration file has changed on disk
 	refused string    // why the changed file was not taken
 	loaded  time.Time // when it was read
@@ -60,7 +59,6 @@ func (h *health) run(ctx context.Context, n notifier) {
 		}
 		if i%10 == 0 {
 			h.look()
-			h.expiry()
 		}
 		if i == settled {
 			if err := trim(); err != nil {
@@ -134,39 +132,6 @@ func deadline(every time.Duration) time.Duration { return max(3*every, 10*time.S
 // how long a device may need for its first answer.
 const patience = 10 * time.Second
 
-// The end of the client certificate is announced from the first of these on,
-// in days, and a reason not to be well from the second on.
-const (
-	expirySoon   = 30
-	expiryUrgent = 7
-)
-
-func expiryText(days int) string {
-	switch days {
-	case 0:
-		return "the client certificate expires today, or has expired"
-	case 1:
-		return "the client certificate expires tomorrow"
-	}
-	return fmt.Sprintf("the client certificate expires in %d days", days)
-}
-
-// expiry says in the log when the end of the client certificate comes within
-// 30, 7 and 1 days.
-func (h *health) expiry() {
-	days := h.a.uplink.Stats().CertDays
-	step := 0
-	for _, limit := range []int{expirySoon, expiryUrgent, 1} {
-		if days >= 0 && days <= limit {
-			step = limit
-		}
-	}
-	if step != h.expires && step != 0 {
-		h.a.log.Warn(expiryText(days), "code", "cert-expiry", "days", days)
-	}
-	h.expires = step
-}
-
 // reasons lists what is not well at now, the worst first, each with the
 // time since when.
 func (h *health) reasons(now time.Time) []status.Reason {
@@ -194,9 +159,13 @@ func (h *health) reasons(now time.Time) []status.Reason {
 		}
 		add(code, "uplink", text)
 	}
-	if u.CertDays >= 0 && u.CertDays < expirySoon {
-		add("cert-expiry", "uplink", expiryText(u.CertDays))
-		out[len(out)-1].Warning = u.CertDays >= expiryUrgent
+	for _, warning := range [...]bool{false, true} {
+		for i, days := range lives(&u) {
+			if days >= 0 && days < expirySoon && warning == (days >= expiryUrgent) {
+				add("cert-expiry", [...]string{"uplink", "authority", "broker"}[i], expiryText(i, days))
+				out[len(out)-1].Warning = warning
+			}
+		}
 	}
 	if u.CertWarning != "" {
 		add("cert-not-used", "uplink", "new certificate files are not used: "+u.CertWarning)
