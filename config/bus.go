@@ -375,14 +375,11 @@ func (p *parser) times(b *driver.Options, path string, at end) {
 			}
 		}
 	}
-	if at.listens() {
-		return
-	}
 	var periods []time.Duration
 	fastest := &driver.Device{}
 	for k := range b.Devices {
 		d := &b.Devices[k]
-		if d.Map == nil {
+		if d.Map == nil || at.listens() && !d.Map.Handshake.Asks() {
 			continue
 		}
 		if d.Timeout == 0 && d.Map.Timeout > b.Timeout {
@@ -415,15 +412,15 @@ func (p *parser) times(b *driver.Options, path string, at end) {
 	case load.Crowded() && load.Devices > 1:
 		p.doc.Warn(path, codeOverload, fmt.Sprintf("%s would be busy %.0f %% of the time: while one device is absent, the others are late", b.Name, 100*load.Share), fits)
 	}
-	p.absent(b, path, fastest)
+	p.absent(b, path, fastest, at)
 }
 
 // absent warns of a device that would cost another one polls if it did not
 // answer: the line waits for it longer than the other's period.
-func (p *parser) absent(b *driver.Options, path string, fastest *driver.Device) {
+func (p *parser) absent(b *driver.Options, path string, fastest *driver.Device, at end) {
 	for k := range b.Devices {
 		d := &b.Devices[k]
-		if d.Map == nil || d == fastest || fastest.Every < waits(b, fastest) || waits(b, d) <= fastest.Every {
+		if d.Map == nil || at.listens() && !d.Map.Handshake.Asks() || d == fastest || fastest.Every < waits(b, fastest) || waits(b, d) <= fastest.Every {
 			continue // of two devices with one period the other warning has told
 		}
 		p.doc.Warn(path+".devices."+d.Name, codeTiming,

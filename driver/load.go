@@ -7,8 +7,10 @@ import (
 )
 
 // Load is what the polls of a line cost, computed from the plan that Run
-// follows: the same blocks, gaps, pauses and wake bytes. Lines whose devices
-// talk by themselves have none.
+// follows: the same blocks, gaps, pauses and wake bytes. Meters that are read
+// out as a whole (M-Bus, IEC 62056-21) count with the shortest and the longest
+// telegram that was recorded for their profile. Devices that talk by
+// themselves have none, nor have those on a serial server of unknown speed.
 type Load struct {
 	Devices  int           // that are polled
 	Requests int           // in one round of all devices
@@ -31,7 +33,7 @@ const (
 func (o *Options) Load() Load {
 	var l Load
 	at, err := parseConnect(o.Connect)
-	if err != nil || at.kind == kindListen {
+	if err != nil || at.kind == kindListen && !at.serial {
 		return l
 	}
 	lim := o.Limits()
@@ -52,6 +54,16 @@ func (o *Options) Load() Load {
 	}
 	for i := range o.Devices {
 		d := &o.Devices[i]
+		if d.Map != nil && d.Map.Handshake.Asks() && at.kind == kindListen {
+			least, planned, requests := o.dialogue(d, lim)
+			l.Devices++
+			l.Requests += requests
+			l.Round += planned
+			l.Least += least.Seconds() / d.every().Seconds()
+			l.Share += planned.Seconds() / d.every().Seconds()
+			l.Absent = max(l.Absent, d.timeout(timeout))
+			continue
+		}
 		if d.Map == nil || d.Map.Frames != nil {
 			continue
 		}
@@ -79,6 +91,58 @@ func (o *Options) Load() Load {
 		l.Absent = max(l.Absent, d.timeout(timeout))
 	}
 	return l
+}
+
+// dialogue is how long a readout takes at least, and as planned, and with how
+// many requests.
+func (o *Options) dialogue(d *Device, lim profile.Limits) (least, planned time.Duration, requests int) {
+	short, long := 0, 0
+	speed := lim.Char // of the data
+	shake := d.Map.Handshake
+	for _, raw := range d.Map.Recordings() {
+		if n := len(raw); short == 0 || n < short {
+			short = n
+		}
+		if long = max(long, len(raw)); !d.Map.MBus() && len(raw) > 4 && raw[4] >= '0' && raw[4] <= '6' {
+			best := 300 << (raw[4] - '0')
+			for _, most := range [...]int{shake.MaxBaud, d.MaxBaud} {
+				if most > 0 {
+					best = min(best, most)
+				}
+			}
+			speed = min(speed, 10*time.Second/time.Duration(best))
+		}
+	}
+	chars := func(n int) time.Duration { return time.Duration(n) * lim.Char }
+	if !d.Map.MBus() {
+		if long == 0 {
+			short, long = 20*len(d.Map.Points), 20*len(d.Map.Points)
+		}
+		const ident, sets = 20, 5 + 6 // request and acknowledgement
+		least = chars(ident+sets+len(d.Address)) + time.Duration(short)*speed + 2*20*time.Millisecond
+		planned = chars(ident+sets+len(d.Address)) + time.Duration(long)*speed + 2*200*time.Millisecond
+		if shake.Wake > 0 {
+			least, planned = least+shake.Wake+wokenAfter, planned+shake.Wake+wokenAfter
+		}
+		return least, planned, 2
+	}
+	if long == 0 {
+		short, long = 27, min(27+7*len(d.Map.Points), 261)
+	}
+	requests = 1
+	bytes := 5
+	if d.Address != "" { // it is initialised, selected and asked each time
+		requests, bytes = 3, bytes+5+1+17+1
+	}
+	// A meter begins to answer after 11 to 330 bit times and 50 ms.
+	turnaround := 30*lim.Char + 50*time.Millisecond
+	if o.Turnaround > 0 {
+		turnaround = o.Turnaround
+	}
+	wait := max(lim.Silence, o.Gap, d.Map.Gap)
+	least = chars(bytes+short+requests) + time.Duration(requests)*wait
+	planned = chars(bytes+long) + time.Duration(requests)*(wait+turnaround)
+	return least, planned, requests
 }
 
 // defaultTimeout is how long the devices of a line get where nothing is said.

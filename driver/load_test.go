@@ -71,3 +71,67 @@ func TestLoad(t *testing.T) {
 		t.Errorf("a line of devices that talk: %+v", l)
 	}
 }
+
+// TestDialogueLoad: a readout counts with its telegram, at the speed of the
+// line or the one that is agreed, and with what comes before it.
+func TestDialogueLoad(t *testing.T) {
+	lib := library(t)
+	load := func(line string, edit func(o *Options), devices ...Device) Load {
+		o := Options{Connect: "serial:///dev/x", Line: line}
+		for _, d := range devices {
+			p, err := lib.Get(d.Profile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.Map = p
+			o.Devices = append(o.Devices, d)
+		}
+		if edit != nil {
+			edit(&o)
+		}
+		return o.Load()
+	}
+	heat := Device{Profile: "mbus-heat", Unit: 5, Every: 10 * time.Second}
+	one := load("2400 8E1", nil, heat)
+	// The longest telegram has 261 bytes at most, so its 11 bits each are 1.2 s.
+	if one.Devices != 1 || one.Requests != 1 || one.Round < 800*time.Millisecond || one.Round > 1500*time.Millisecond || one.Least <= 0 || one.Least >= one.Share {
+		t.Errorf("one meter: %+v", one)
+	}
+	if slow := load("300 8E1", nil, heat); slow.Round < 6*one.Round {
+		t.Errorf("at 300 baud: %v, at 2400 %v", slow.Round, one.Round)
+	}
+	named := heat
+	named.Address = "12345678"
+	if called := load("2400 8E1", nil, named); called.Round < one.Round+200*time.Millisecond || called.Requests != 3 {
+		t.Errorf("by its number: %+v, by its unit %+v", called, one)
+	}
+	if lazy := load("2400 8E1", func(o *Options) { o.Turnaround = time.Second }, heat); lazy.Round < one.Round+700*time.Millisecond {
+		t.Errorf("a slow meter: %v", lazy.Round)
+	}
+	var street []Device
+	for i := range 100 {
+		d := heat
+		d.Unit = i + 1
+		street = append(street, d)
+	}
+	full := load("2400 8E1", nil, street...)
+	if full.Least < 1 {
+		t.Errorf("100 meters every 10 s: %+v", full)
+	}
+	for i := range street {
+		street[i].Every = full.Fits()
+	}
+	if fits := load("2400 8E1", nil, street...); fits.Share > 1 || fits.Crowded() {
+		t.Errorf("every %v: %+v", full.Fits(), fits)
+	}
+	power := Device{Profile: "iec62056-21", Every: time.Minute}
+	fast := load("300 7E1", nil, power)
+	power.MaxBaud = 300
+	slow := load("300 7E1", nil, power)
+	if fast.Devices != 1 || fast.Round < time.Second || slow.Round < 2*fast.Round {
+		t.Errorf("offered speed %v, 300 baud alone %v", fast.Round, slow.Round)
+	}
+	if l := load("115200 8N1", nil, Device{Profile: "dsmr-p1"}); l.Devices != 0 {
+		t.Errorf("a meter that talks by itself: %+v", l)
+	}
+}
