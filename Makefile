@@ -17,7 +17,7 @@ COLD     = net net/url net/http/... crypto/tls crypto/x509/... crypto/hpke encod
 BUILD    = CGO_ENABLED=0 $(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false $(COLD:%=-gcflags=%=-l) -ldflags "$(LDFLAGS)"
 OUT     ?= tidegate
 
-.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-bus proof-many proof-power proof-faults proof-net proof-storm proof-cluster proof-recipes mutants clean
+.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-wear proof-bus proof-many proof-power proof-faults proof-net proof-storm proof-cluster proof-recipes mutants clean
 
 build: ## the static binary, ./tidegate
 	$(BUILD) -o $(OUT) ./cmd/tidegate
@@ -81,6 +81,10 @@ proof-kill: ## kill -9 at random moments while the broker comes and goes
 
 proof-load: ## CPU, memory and disk of the whole program at its reference load
 	$(GO) test -run '^$$' -bench BenchmarkAgent -benchtime 1x -count 5 -timeout 30m ./cmd/tidegate
+
+WEAR ?= 10m
+proof-wear: ## bytes written and stored with a broker and without one; as root also what the file system adds
+	TIDEGATE_WEAR=$(WEAR) $(GO) test -run '^TestWear$$' -count=1 -timeout 90m -parallel 7 -v ./cmd/tidegate
 
 proof-bus: ## 32 RTU units on a paced line: share of its physical limit, with 0, 1 and 8 of them dead
 	$(GO) test -run '^$$' -bench BenchmarkBus -benchtime 1x -count 1 -timeout 30m ./driver
