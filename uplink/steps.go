@@ -16,11 +16,12 @@ import (
 
 // Step is one step of Test.
 type Step struct {
-	Name  string        // config, clock, dns, tcp, tls, client cert, connect, publish, echo
-	State string        // one of the step states
-	Text  string        // what was found
-	Took  time.Duration // 0 where nothing had to be waited for
-	Err   *Error        // of a failed or doubtful step
+	Broker string        // which one was tried, where there are several; else empty
+	Name   string        // config, clock, dns, tcp, tls, client cert, connect, publish, echo
+	State  string        // one of the step states
+	Text   string        // what was found
+	Took   time.Duration // 0 where nothing had to be waited for
+	Err    *Error        // of a failed or doubtful step
 }
 
 // The states of a step.
@@ -47,20 +48,34 @@ const (
 // stepLimit is how long one step of Test may take.
 const stepLimit = 10 * time.Second
 
-// Test tries the way to the broker step by step. The first failure names
-// cause and advice, and the rest is not tried. While Run is connected, name,
+// Test tries the way to each broker step by step, one after the other, in an
+// equal share of what is left of the time of ctx. The first failure names cause and
+// advice, and the rest is not tried on this broker. While Run is connected, name,
 // TCP and TLS are tried afresh, and the MQTT steps go through the running
-// connection: a second one with the same client id would throw it out.
-func (u *Uplink) Test(ctx context.Context) []Step {
-	t := &tester{u: u, b: u.broker(), resolver: net.DefaultResolver}
-	if u.resolver != nil {
-		t.resolver = u.resolver
+// connection: a second one with the same client id would throw it out. With
+// another broker they are left out then, since both may belong to one cluster.
+func (u *Uplink) Test(ctx context.Context) (all []Step) {
+	for i, b := range u.brokers {
+		share, cancel := context.WithCancel(ctx)
+		if end, ok := ctx.Deadline(); ok {
+			share, cancel = context.WithTimeout(ctx, time.Until(end)/time.Duration(len(u.brokers)-i))
+		}
+		t := &tester{u: u, b: b, resolver: net.DefaultResolver}
+		if u.resolver != nil {
+			t.resolver = u.resolver
+		}
+		name := ""
+		if len(u.brokers) > 1 {
+			name = b.String()
+		}
+		for _, step := range []string{"config", "clock", "dns", "tcp", "tls", "client cert", "connect", "publish", "echo"} {
+			t.steps = append(t.steps, Step{Broker: name, Name: step, State: StepNot})
+		}
+		t.run(share)
+		cancel()
+		all = append(all, t.steps...)
 	}
-	for _, name := range []string{"config", "clock", "dns", "tcp", "tls", "client cert", "connect", "publish", "echo"} {
-		t.steps = append(t.steps, Step{Name: name, State: StepNot})
-	}
-	t.run(ctx)
-	return t.steps
+	return all
 }
 
 type tester struct {
@@ -135,6 +150,11 @@ func (t *tester) run(ctx context.Context) {
 	u.mu.Lock()
 	l := u.current
 	u.mu.Unlock()
+	if l != nil && l.wire.broker != t.b {
+		c.Close()
+		t.aside(ctx)
+		return
+	}
 	if l != nil {
 		t.done(stepConnect, StepOK, "through the running agent's connection")
 	} else {
@@ -156,6 +176,17 @@ func (t *tester) run(ctx context.Context) {
 		t.done(stepConnect, StepOK, "accepted")
 	}
 	t.echo(ctx, l)
+}
+
+// aside tries another broker than that of the running connection: whether it
+// takes our certificate, and no more.
+func (t *tester) aside(ctx context.Context) {
+	if err := t.u.trial(ctx, t.b); err != nil {
+		t.fail(stepCert, err)
+		return
+	}
+	t.done(stepConnect, StepOK, "left out: the agent is connected, and brokers may share its client id")
+	t.steps = t.steps[:stepPublish]
 }
 
 func (t *tester) clock() {

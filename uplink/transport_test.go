@@ -399,3 +399,53 @@ func TestSpread(t *testing.T) {
 		}
 	}
 }
+
+// TestEveryBroker: Test tries every broker of the list. While Run is
+// connected it logs in at none: one of them may be of the same cluster.
+func TestEveryBroker(t *testing.T) {
+	ca, other := newAuthority(t, "ca"), newAuthority(t, "other")
+	sc, sk := ca.good("127.0.0.1")
+	home := tlsScript(t, listenTLS(t, sc, sk, ca, nil), sim.ScriptOptions{Echo: true})
+	away := tlsScript(t, listenTLS(t, sc, sk, ca, nil), sim.ScriptOptions{Echo: true})
+	picky := tlsScript(t, listenTLS(t, sc, sk, other, nil), sim.ScriptOptions{Echo: true}) // takes clients of another authority
+	names := []string{"mqtts://" + home.Addr(), "mqtts://127.0.0.1:" + freePort(t), "mqtts://" + away.Addr(), "mqtts://" + picky.Addr()}
+	cc, ck := ca.good("gw")
+	up := newUplink(t, names[0], func(o *Options) {
+		o.Fallback, o.Identity = names[1:], identityDir(t, ca.pem, cc, ck)
+	})
+	test := func() (all string) {
+		ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+		defer cancel()
+		for _, s := range up.Test(ctx) {
+			code := ""
+			if s.Err != nil {
+				code = s.Err.Code
+			}
+			if s.Name == "config" {
+				all += fmt.Sprint("\n", slices.Index(names, s.Broker), ":")
+			}
+			if s.State != StepOK && s.State != StepWarn || s.Name == "echo" || s.Name == "connect" {
+				all += strings.TrimRight(fmt.Sprint(" ", s.Name, " ", s.State, " ", code), " ") + ";"
+			}
+		}
+		return all
+	}
+	refused := "\n1: tcp FAIL refused; tls not tried; client cert not tried; connect not tried; publish not tried; echo not tried;"
+	unknown := "\n3: client cert FAIL client-cert-unknown-ca; connect not tried; publish not tried; echo not tried;"
+	if got, want := test(), "\n0: connect ok; echo ok;"+refused+"\n2: connect ok; echo ok;"+unknown; got != want {
+		t.Errorf("got%s\nwant%s", got, want)
+	}
+	u := start(t, up, newStore(t))
+	eventually(t, 10*time.Second, "online", func() bool { return u.Stats().State == StateOnline })
+	before, _ := away.Connections()
+	if got, want := test(), "\n0: connect ok; echo ok;"+refused+"\n2: connect ok;"+unknown; got != want {
+		t.Errorf("while connected got%s\nwant%s", got, want)
+	}
+	if after, _ := away.Connections(); after != before {
+		t.Error("it logged in at another broker")
+	}
+	if n := u.Stats().Sessions; n != 1 {
+		t.Errorf("%d sessions", n)
+	}
+	u.stop()
+}

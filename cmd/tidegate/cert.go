@@ -223,7 +223,7 @@ func (a *app) works(ctx context.Context, cfg *config.Config, c *uplink.Candidate
 				return err
 			}
 			for _, s := range steps {
-				if s.State == status.Fail && s.Failure != nil {
+				if s.State == status.Fail && s.Failure != nil && s.Broker == steps[0].Broker {
 					return s.Failure
 				}
 			}

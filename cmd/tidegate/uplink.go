@@ -35,13 +35,15 @@ func (a *app) uplinkCmd() *cobra.Command {
 		Long: "Goes to the broker step by step and tells the time of each; the first failure\n" +
 			"comes with cause and advice. While the agent is connected, the MQTT steps go\n" +
 			"through its session, because a second login under the same client id would end\n" +
-			"the first. Exit code 0 when every step is ok or warns, else 1.",
+			"the first. Brokers of uplink.fallback are tried one after the other; while the\n" +
+			"agent is connected to another one, without login. Exit code 0 when every step of\n" +
+			"every broker is ok or warns, else 1.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.testUplink(cmd.Context(), timeout)
 		},
 	}
-	test.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "give up after this `TIME`")
+	test.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "give up after this `TIME`, for all brokers together")
 	c.AddCommand(test, a.csrCmd(), a.certCmd())
 	return c
 }
@@ -71,8 +73,13 @@ func (a *app) testUplink(ctx context.Context, timeout time.Duration) error {
 	if a.json {
 		printJSON(a.out, t)
 	} else {
-		for i, s := range t.Steps {
-			line := fmt.Sprintf("%2d %-12s %-7s %s", i+1, s.Name, s.State, s.Text)
+		n, broker := 0, ""
+		for _, s := range t.Steps {
+			if n++; s.Broker != broker {
+				n, broker = 1, s.Broker
+				fmt.Fprintln(a.out, broker)
+			}
+			line := fmt.Sprintf("%2d %-12s %-7s %s", n, s.Name, s.State, s.Text)
 			if s.MS > 0 {
 				line = fmt.Sprintf("%-70s %4.0f ms", line, s.MS)
 			}

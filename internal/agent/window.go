@@ -290,7 +290,7 @@ func OpenUplink(cfg *config.Config, o Options) (*uplink.Uplink, error) {
 func stepsOf(steps []uplink.Step) []status.Step {
 	var out []status.Step
 	for _, s := range steps {
-		step := status.Step{Name: s.Name, State: s.State, Text: s.Text, MS: float64(s.Took.Microseconds()) / 1000}
+		step := status.Step{Broker: s.Broker, Name: s.Name, State: s.State, Text: s.Text, MS: float64(s.Took.Microseconds()) / 1000}
 		if s.Err != nil {
 			step.Failure = ExplainUplink(s.Err)
 		}

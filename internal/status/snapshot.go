@@ -268,6 +268,7 @@ type Batch struct {
 
 // Step is one step of the uplink test.
 type Step struct {
+	Broker  string   `json:"broker,omitempty"` // where there are several
 	Name    string   `json:"name"`
 	State   string   `json:"state"` // ok, warn, FAIL, unknown, -
 	Text    string   `json:"text"`
