@@ -12,7 +12,10 @@ COLD     = net net/url net/http/... crypto/tls crypto/x509/... crypto/hpke encod
 	regexp/... fmt reflect text/... log/... flag mime/... os os/... time path/... compress/... vendor/... github.com/... \
 	tidegate/cmd/... tidegate/config tidegate/internal/document tidegate/internal/status tidegate/internal/account \
 	tidegate/internal/sim tidegate/internal/capture tidegate/internal/command tidegate/internal/agent \
-	tidegate/driver/mbus tidegate/driver/obis tidegate/uplink
+	tidegate/driver/mbus tidegate/driver/obis tidegate/uplink go.bug.st/... crypto/ecdh crypto/ed25519 crypto/internal/fips140/nistec \
+	crypto/internal/fips140/edwards25519 crypto/internal/fips140/rsa crypto/internal/fips140/ecdsa \
+	crypto/internal/fips140/ecdh crypto/internal/fips140/ed25519 crypto/internal/fips140/tls12 crypto/internal/fips140/tls13 \
+	strings bufio encoding/hex encoding/base64 net/textproto net/netip crypto/elliptic
 # HTTP/2 is left out: neither the agent's own socket nor a receiver needs it.
 BUILD    = CGO_ENABLED=0 $(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false $(COLD:%=-gcflags=%=-l) -ldflags "$(LDFLAGS)"
 OUT     ?= tidegate

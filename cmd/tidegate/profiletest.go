@@ -60,6 +60,7 @@ something differs or fails.`,
 	c.Flags().IntVar(&f.read.baud, "baud", 0, "speed of a serial line given as an address; the profile's if not given")
 	c.Flags().StringVar(&f.read.mode, "mode", "8N1", "`FORMAT` of its characters, with --baud")
 	c.Flags().DurationVar(&f.read.timeout, "timeout", 0, "how long the device may take")
+	tlsFlags(c, &f.read.tls)
 	return c
 }
 

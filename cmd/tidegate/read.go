@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidegate/driver"
 	"tidegate/driver/profile"
 	"tidegate/internal/agent"
 	"tidegate/internal/status"
@@ -40,6 +41,7 @@ type readFlags struct {
 	hex     bool
 	expect  string
 	around  bool // registers before and behind, too
+	tls     driver.TLS
 }
 
 func (a *app) readCmd() *cobra.Command {
@@ -53,7 +55,8 @@ func (a *app) readCmd() *cobra.Command {
                     meter-1 input:0+4        registers of its unit
   a bus             meters --unit 1 input:0  registers of any unit on it
   an address        rtu:/dev/ttyUSB0 or tcp:10.0.0.20:502, with --unit and a
-                    register
+                    register; or tls:10.0.0.20 with --tls-ca, --tls-cert and
+                    --tls-key
 A register is a wire address from 0 (input:0, holding:40, coil:3, discrete:3)
 or the number of the manual (30001, 40041, 400041); both are printed. While the
 agent runs, it does the reading between two polls.
@@ -77,6 +80,7 @@ factors, also one register before and behind, and prints the line to paste.`,
 	c.Flags().DurationVar(&f.timeout, "timeout", 0, "how long the device may take (default 500ms, TCP 1s)")
 	c.Flags().IntVar(&f.repeat, "repeat", 1, "read this many times, once a second")
 	c.Flags().BoolVar(&f.hex, "hex", false, "print the bytes as well")
+	tlsFlags(c, &f.tls)
 	return c
 }
 
@@ -178,7 +182,7 @@ func address(s string) (connect string, ok bool) {
 		return "", false
 	}
 	switch scheme {
-	case "rtu", "ascii", "tcp", "rtu+tcp", "serial", "serial+tcp":
+	case "rtu", "ascii", "tcp", "tls", "rtu+tcp", "serial", "serial+tcp":
 		if strings.HasPrefix(rest, "//") {
 			return s, true
 		}
@@ -195,7 +199,7 @@ func address(s string) (connect string, ok bool) {
 }
 
 func (a *app) readAddress(ctx context.Context, connect string, q status.ReadRequest, f *readFlags) (status.ReadReply, error) {
-	l, err := openAddress(connect, q.Unit, f.baud, f.mode, f.timeout)
+	l, err := openAddress(connect, q.Unit, f.baud, f.mode, f.timeout, &f.tls)
 	if err != nil {
 		return status.ReadReply{}, err
 	}

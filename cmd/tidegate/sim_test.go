@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"tidegate/internal/sim"
 )
 
 // TestSimPeers: mbpoll, which none of us wrote, reads and writes devices of
@@ -132,5 +136,67 @@ buses:
 		if text, err := exec.Command(bin, "--config", file, "read", point).CombinedOutput(); err != nil || !strings.Contains(string(text), want) {
 			t.Errorf("read %s: %v\n%s", point, err, text)
 		}
+	}
+}
+
+// TestAddressTLS: a device of pymodbus over TLS is read and written at an
+// address, with the files on the command line and not without.
+func TestAddressTLS(t *testing.T) {
+	t.Parallel()
+	if exec.Command("/usr/bin/python3", "-c", "import pymodbus").Run() != nil {
+		missing(t, "pymodbus")
+	}
+	bin, dir := buildBinary(t), t.TempDir()
+	ca, err := sim.NewCA("plant")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(ca.WriteIdentity(dir, "gateway"), ca.WriteServer(dir, "127.0.0.1")); err != nil {
+		t.Fatal(err)
+	}
+	file := func(name string) string { return filepath.Join(dir, name) }
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := ln.Addr().String()
+	ln.Close()
+	_, port, _ := net.SplitHostPort(addr)
+	peer := exec.Command("/usr/bin/python3", filepath.Join("..", "..", "driver", "testdata", "peer", "pymodbus_tls.py"), port,
+		file("ca.crt"), file("server.crt"), file("server.key"))
+	if err := peer.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		peer.Process.Kill()
+		peer.Wait()
+	}()
+	files := []string{"--tls-ca", file("ca.crt"), "--tls-cert", file("client.crt"), "--tls-key", file("client.key")}
+	read := func(flags ...string) (string, error) {
+		text, err := exec.Command(bin, append([]string{"read", "tls:" + addr, "holding:13", "--unit", "17", "--timeout", "5s"}, flags...)...).CombinedOutput()
+		return string(text), err
+	}
+	var text string
+	for range 100 {
+		if text, err = read(files...); err == nil {
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	if err != nil || !strings.Contains(text, "27101") {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	if text, err := read(); err == nil || !strings.Contains(text, "--tls-ca") {
+		t.Errorf("without files: %v\n%s", err, text)
+	}
+	if text, err := read(append(files, "--tls-name", "another.example")...); err == nil || !strings.Contains(text, "another.example") {
+		t.Errorf("another name: %v\n%s", err, text)
+	}
+	write := append([]string{"write", "tls:" + addr, "holding:13", "4711", "--unit", "17", "--raw", "--yes", "--timeout", "5s"}, files...)
+	if text, err := exec.Command(bin, write...).CombinedOutput(); err != nil {
+		t.Errorf("write: %v\n%s", err, text)
+	}
+	if text, err := read(files...); err != nil || !strings.Contains(text, "4711") {
+		t.Errorf("after the write: %v\n%s", err, text)
 	}
 }

@@ -32,6 +32,7 @@ type writeFlags struct {
 	unit, baud                   int
 	mode, typ, order             string
 	timeout                      time.Duration
+	tls                          driver.TLS
 }
 
 func (a *app) writeCmd() *cobra.Command {
@@ -66,6 +67,7 @@ log who wrote what.`,
 	c.Flags().StringVar(&f.typ, "type", "u16", "with --raw: `TYPE` of the value: u16 i16 u32 i32 f32 u64 i64 f64 bcd16 bcd32")
 	c.Flags().StringVar(&f.order, "order", "", "with --raw: byte `ORDER`: abcd cdab badc dcba")
 	c.Flags().DurationVar(&f.timeout, "timeout", 0, "with --raw: how long the device may take (default 500ms, TCP 1s)")
+	tlsFlags(c, &f.tls)
 	return c
 }
 
@@ -171,7 +173,7 @@ func (a *app) writeOnce(ctx context.Context, target string, q status.WriteReques
 				}
 			}
 		}
-		l, err := openAddress(connect, f.unit, f.baud, f.mode, f.timeout)
+		l, err := openAddress(connect, f.unit, f.baud, f.mode, f.timeout, &f.tls)
 		if err != nil {
 			return status.WriteReply{}, "", err
 		}
@@ -247,8 +249,17 @@ func (a *app) printWrite(w status.WriteReply, via string) {
 	}
 }
 
+// tlsFlags are the files for a tls: address, as tls: has them in the
+// configuration.
+func tlsFlags(c *cobra.Command, t *driver.TLS) {
+	c.Flags().StringVar(&t.CA, "tls-ca", "", "of a tls: address: PEM `FILE` with the authority of the device")
+	c.Flags().StringVar(&t.Cert, "tls-cert", "", "PEM `FILE` with the certificate that is shown to it")
+	c.Flags().StringVar(&t.Key, "tls-key", "", "PEM `FILE` with the key of that")
+	c.Flags().StringVar(&t.ServerName, "tls-name", "", "`NAME` in the device's certificate (default: the host)")
+}
+
 // openAddress is a line to an address that is in no configuration.
-func openAddress(connect string, unit, baud int, mode string, timeout time.Duration) (*driver.Line, error) {
+func openAddress(connect string, unit, baud int, mode string, timeout time.Duration, files *driver.TLS) (*driver.Line, error) {
 	zero := 0
 	m, issues := profile.Custom("register", []profile.Point{{Name: "value", Holding: &zero}}, nil)
 	if len(issues) > 0 {
@@ -257,7 +268,14 @@ func openAddress(connect string, unit, baud int, mode string, timeout time.Durat
 	m.Unit = unit // whatever it is: some devices answer to 254
 	o := driver.Options{Name: strings.Replace(connect, "://", ":", 1), Connect: connect, Timeout: timeout,
 		Devices: []driver.Device{{Name: fmt.Sprintf("unit-%d", unit), Unit: max(unit, 1), Points: m.Points, Map: m}}}
-	if !strings.HasPrefix(connect, "tcp:") && !strings.HasPrefix(connect, "rtu+tcp:") {
+	switch scheme, _, _ := strings.Cut(connect, ":"); scheme {
+	case "tcp", "rtu+tcp":
+	case "tls":
+		if files.CA == "" || files.Cert == "" || files.Key == "" {
+			return nil, usage{errors.New("a device on tls: wants certificates of both sides: --tls-ca, --tls-cert and --tls-key")}
+		}
+		o.TLS = files
+	default:
 		o.Line = fmt.Sprintf("%d %s", baud, strings.ToUpper(mode))
 	}
 	var bad error
