@@ -10,7 +10,9 @@ import (
 
 // next sends the next batch or tombstone. false: there is none, or not now.
 func (s *session) next() (bool, error) {
-	loss, item, history, ok, err := s.order.pick(s.window, s.limit())
+	limit := s.limit()
+	limit -= limit / 5 // of the backlog
+	loss, item, history, ok, err := s.order.pick(s.flying < limit && s.window.room(time.Now(), s.bytes, true))
 	if err != nil {
 		s.u.log.Warn("the buffer cannot be read", "error", err)
 		s.retryAt = time.Now().Add(s.u.tune.retry)

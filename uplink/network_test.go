@@ -397,6 +397,8 @@ func TestValidate(t *testing.T) {
 		{"shape", func(o *Options) { o.Shape = "xml" }},
 		{"compress", func(o *Options) { o.Compress = "zip" }},
 		{"preset", func(o *Options) { o.Preset = "aws" }},
+		{"publish_rate", func(o *Options) { o.PublishRate = -1 }},
+		{"publish_rate", func(o *Options) { o.PublishRate = 10_001 }},
 		{"batch.max_age", func(o *Options) { o.Batch.MaxAge = 0 }},
 		{"batch.max_readings", func(o *Options) { o.Batch.MaxReadings = 0 }},
 		{"batch.max_bytes", func(o *Options) { o.Batch.MaxBytes = 1 }},

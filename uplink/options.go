@@ -31,7 +31,8 @@ type Options struct {
 	HomeAssistant HomeAssistant `yaml:"homeassistant" doc:"How shape homeassistant is spoken."`
 	Compress      string        `yaml:"compress" enum:"none,gzip" doc:"gzip sends messages from 500 bytes on compressed, to a topic ending in /gz."`
 	Batch         Batch         `yaml:"batch" doc:"When a batch is complete."`
-	Inflight      int           `yaml:"inflight" min:"1" max:"100" doc:"How many batches may wait for the broker's acknowledgement."`
+	Inflight      int           `yaml:"inflight" min:"1" max:"100" doc:"How many batches may wait for the broker's acknowledgement at most; a slow link is given fewer."`
+	PublishRate   int           `yaml:"publish_rate" min:"0" max:"10000" doc:"Messages per second, all kinds together, 0 for no limit."`
 	StatusEvery   time.Duration `yaml:"status_every" doc:"Period of the status message; 10s to 24h. Longer on a metered link."`
 	Keepalive     time.Duration `yaml:"keepalive" doc:"A silent link is asked after this time; 1s to 18h."`
 	Backlog       Backlog       `yaml:"backlog" doc:"How what was kept during an outage is sent."`
@@ -137,6 +138,9 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	}
 	if o.Inflight < 1 || o.Inflight > 100 {
 		report("inflight", "inflight must be from 1 to 100", "")
+	}
+	if o.PublishRate < 0 || o.PublishRate > 10_000 {
+		report("publish_rate", "publish_rate must be from 0 to 10000", "0 is no limit")
 	}
 	if o.StatusEvery < 10*time.Second || o.StatusEvery > 24*time.Hour {
 		report("status_every", "status_every must be from 10s to 24h", "60s suits most links; 15m where each byte costs")

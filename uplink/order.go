@@ -68,19 +68,19 @@ func (o *order) newestFirst() bool { return o.u.opts.Backlog.Order == "newest-fi
 // putBack makes pick return an item once more.
 func (o *order) putBack(item Item, history bool) { o.held = &heldItem{item, history} }
 
-// pick returns what to send next. The bytes of an item are valid until the
+// pick returns what to send next; of the backlog only if it has room. The bytes of an item are valid until the
 // next call of the source.
-func (o *order) pick(window, limit int) (loss *Loss, item Item, history, ok bool, err error) {
-	loss, item, history, ok, err = o.choose(window, limit)
+func (o *order) pick(room bool) (loss *Loss, item Item, history, ok bool, err error) {
+	loss, item, history, ok, err = o.choose(room)
 	if !ok && err == nil && !o.waiting && o.u.poison.careful() && !o.u.poison.passed {
 		o.u.poison.passed = true // there is no other batch to try before the suspect
 		o.again()
-		loss, item, history, ok, err = o.choose(window, limit)
+		loss, item, history, ok, err = o.choose(room)
 	}
 	return loss, item, history, ok, err
 }
 
-func (o *order) choose(window, limit int) (loss *Loss, item Item, history, ok bool, err error) {
+func (o *order) choose(room bool) (loss *Loss, item Item, history, ok bool, err error) {
 	o.waiting = false
 	if h := o.held; h != nil {
 		o.held = nil
@@ -104,7 +104,6 @@ func (o *order) choose(window, limit int) (loss *Loss, item Item, history, ok bo
 		// backlog now, and live is what comes from here on.
 		o.split(given)
 	}
-	room := window < limit-limit/5
 	if o.lives >= 9 && room {
 		if item, ok, err = o.backlog(); ok || err != nil {
 			return nil, item, true, ok, err

@@ -1,7 +1,5 @@
 package uplink
 
-import "time"
-
 // poisonStrikes is how often in a row the broker must close the connection
 // on a batch before it is set aside.
 const poisonStrikes = 10
@@ -52,50 +50,4 @@ func (p *suspicion) strike(k key, alone bool) bool {
 	}
 	p.strikes++
 	return p.strikes >= poisonStrikes && p.proven
-}
-
-// budget bounds the bytes in flight to what the link moves in about two
-// seconds: more would only wait in queues on the way, and live data behind
-// it.
-type budget struct {
-	bytes int
-	floor time.Duration // the shortest round trip seen
-	since time.Time     // start of the measurement
-	moved int           // bytes acknowledged since
-}
-
-const (
-	budgetStart = 256 << 10
-	budgetLeast = 32 << 10
-	budgetMost  = 16 << 20
-	budgetDelay = 2 * time.Second
-)
-
-func (b *budget) reset() { *b = budget{bytes: budgetStart} }
-
-func (b *budget) most() int { return b.bytes }
-
-// acked measures the link: bytes acknowledged per second over stretches of
-// at least half a second.
-func (b *budget) acked(n int, rtt time.Duration, at time.Time) {
-	if b.floor == 0 || rtt < b.floor {
-		b.floor = rtt
-	}
-	if b.since.IsZero() {
-		b.since = at
-		return
-	}
-	b.moved += n
-	took := at.Sub(b.since)
-	if took < 500*time.Millisecond {
-		return
-	}
-	perSecond := float64(b.moved) / took.Seconds()
-	b.since, b.moved = at, 0
-	if rtt < budgetDelay/2 {
-		// Not the link but what there was to send sets the pace.
-		b.bytes = min(budgetMost, max(b.bytes, int(perSecond*(budgetDelay+b.floor).Seconds())))
-		return
-	}
-	b.bytes = min(budgetMost, max(budgetLeast, int(perSecond*(budgetDelay+b.floor).Seconds())))
 }

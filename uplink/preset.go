@@ -39,6 +39,7 @@ const (
 	awsSlashes     = 7         // in a topic
 	awsTopic       = 256       // bytes of a topic
 	awsKeepalive   = 1200 * time.Second
+	awsRate        = 100 // publishes a second on a connection
 	azureMessage   = 256 << 10
 	azureKeepalive = 1177 * time.Second
 	tbMessage      = 64 << 10
@@ -67,6 +68,9 @@ func (o *Options) Complete(gateway string, set func(key string) bool) {
 			}
 		}
 		bytes(100_000)
+		if !set("publish_rate") {
+			o.PublishRate = awsRate
+		}
 	case presetAzure:
 		if o.ClientID == "" {
 			o.ClientID = gateway
@@ -159,6 +163,9 @@ func (o *Options) validateAWS(b broker, cert bool, report func(path, msg, hint s
 	o.most(awsMessage, "AWS IoT Core takes messages of 128 KB", report)
 	if o.Keepalive > awsKeepalive {
 		report("keepalive", "AWS IoT Core takes a keepalive of at most 1200s", "60s suits most links")
+	}
+	if o.PublishRate == 0 || o.PublishRate > awsRate {
+		report("publish_rate", "AWS IoT Core takes 100 messages a second on a connection", "leave publish_rate out, or write at most 100")
 	}
 	slashes := strings.Count(o.Topic, "/")
 	if o.Compress == "gzip" {

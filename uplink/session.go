@@ -21,9 +21,9 @@ type session struct {
 	scout *scout
 
 	flights  []flight // in the order of sending; acknowledged from the front
-	window   int      // batches and tombstones in flight
+	flying   int      // batches and tombstones in flight
 	bytes    int      // of them
-	budget   budget
+	window   window
 	progress time.Time  // last acknowledgement
 	queue    []outgoing // what is said next, one after the other
 	said     []message  // scratch of the speaker
@@ -51,6 +51,7 @@ type flight struct {
 	item   Item  // of a batch, without its bytes
 	loss   *Loss // of a tombstone
 	size   int   // bytes of all its messages
+	under  int   // bytes in flight when it was sent, with its own
 	// counts tells batches and tombstones from status and metadata.
 	counts bool
 }
@@ -67,7 +68,7 @@ func (u *Uplink) session(ctx context.Context, src Source) *Error {
 	s := &session{u: u, src: src, link: l, began: time.Now(), metaSent: map[string]bool{}}
 	s.order = newOrder(u, src)
 	s.scout = newScout(u, l)
-	s.budget.reset()
+	s.window = newWindow()
 	s.progress = s.began
 	for _, f := range u.speaker.filters() {
 		switch err := l.subscribe(f, u.clientID(), u.tune.connect).(type) {
@@ -188,6 +189,10 @@ func (s *session) wake() time.Time {
 	if s.link.busy() {
 		return at
 	}
+	if now := time.Now(); now.Before(s.u.paced) {
+		earlier(s.u.paced)
+		return at
+	}
 	earlier(s.nextStatus)
 	earlier(s.nextMeta)
 	if s.room() {
@@ -199,7 +204,7 @@ func (s *session) wake() time.Time {
 
 // room tells whether one more batch or tombstone may be in flight.
 func (s *session) room() bool {
-	return s.window < s.limit() && (s.window == 0 || s.bytes < s.budget.most()) && len(s.u.awaiting) < maxAwaiting
+	return s.flying < s.limit() && s.window.room(time.Now(), s.bytes, false) && len(s.u.awaiting) < maxAwaiting
 }
 
 // deadline is when the oldest message must have been acknowledged: the time
@@ -277,12 +282,12 @@ func (s *session) delivered(f *flight) {
 		readings = f.item.Count
 	}
 	if f.counts {
-		s.window--
+		s.flying--
 		s.bytes -= f.size
-		s.budget.acked(f.size, rtt, acked)
+		s.window.acked(f.size, f.under, rtt, acked)
 	}
 	u.count(func(st *Stats) {
-		st.LastAck, st.RTT, st.InFlight, st.Awaiting = acked, rtt, s.window, len(u.awaiting)
+		st.LastAck, st.RTT, st.InFlight, st.Awaiting = acked, rtt, s.flying, len(u.awaiting)
 		if f.counts {
 			st.Acked++
 			st.Readings += uint64(readings)
@@ -294,7 +299,7 @@ func (s *session) delivered(f *flight) {
 // though not at the front is acknowledged, the rest will be sent again, and
 // a connection that the broker closed is held against the oldest batch.
 func (s *session) settle(cause error) {
-	alone := s.window == 1
+	alone := s.flying == 1
 	var oldest key
 	for i := range s.flights {
 		f := &s.flights[i]
@@ -343,7 +348,7 @@ func (u *Uplink) setAside(src Source, k key, why string) {
 	u.count(func(st *Stats) { st.SetAside++ })
 }
 
-// limit is the window: one message while a batch is under suspicion, so
+// limit is the most messages in flight: one while a batch is under suspicion, so
 // that the blame is certain.
 func (s *session) limit() int {
 	if s.u.poison.careful() {
@@ -352,10 +357,21 @@ func (s *session) limit() int {
 	return s.u.opts.Inflight
 }
 
+// free tells whether a message may be handed over now: the client has nothing
+// to write, and the last message is long enough ago for publish_rate.
+func (s *session) free() bool { return !s.link.busy() && !time.Now().Before(s.u.paced) }
+
+// pace notes that a message goes now.
+func (u *Uplink) pace(now time.Time) {
+	if r := u.opts.PublishRate; r > 0 {
+		u.paced = now.Add(time.Second / time.Duration(r))
+	}
+}
+
 // fill hands messages over as long as there is room and the client is free.
 func (s *session) fill(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if s.link.busy() {
+		if !s.free() {
 			return nil
 		}
 		if len(s.queue) > 0 {
@@ -422,6 +438,8 @@ func (s *session) describe(c *telemetry.Catalog, present bool) error {
 
 // send hands a message over and puts it at the end of the flights.
 func (s *session) send(m message, f flight) error {
+	now := time.Now()
+	s.u.pace(now)
 	m.retained = m.retained && s.u.retains()
 	if m.late != nil {
 		m.body = m.late(m.body)
@@ -429,18 +447,18 @@ func (s *session) send(m message, f flight) error {
 	if m.quick {
 		return s.link.quick(m)
 	}
-	f.at, f.buf = time.Now(), m.body
+	f.at, f.buf = now, m.body
 	var err error
 	if f.ticket, err = s.link.post(m, s.name(&f)); err != nil {
 		return err
 	}
-	s.flights = append(s.flights, f)
-	if !f.counts {
-		return nil
+	if f.counts {
+		s.flying++
+		s.bytes += f.size
+		f.under = s.bytes
+		s.u.count(func(st *Stats) { st.Published++; st.InFlight = s.flying })
 	}
-	s.window++
-	s.bytes += f.size
-	s.u.count(func(st *Stats) { st.Published++; st.InFlight = s.window })
+	s.flights = append(s.flights, f)
 	return nil
 }
 
@@ -485,16 +503,21 @@ func (s *session) leave() error {
 				return err
 			}
 		}
-		for len(s.queue) > 0 && !s.link.busy() {
+		for len(s.queue) > 0 && s.free() {
 			out := s.queue[0]
 			s.queue = s.queue[1:]
 			if err := s.send(out.message, out.flight); err != nil {
 				return err
 			}
 		}
+		var paced <-chan time.Time
+		if len(s.queue) > 0 && !s.link.busy() {
+			paced = time.After(time.Until(s.u.paced))
+		}
 		select {
 		case <-grace.C:
 			return errStalled
+		case <-paced:
 		case <-s.link.gone():
 			return s.link.why(nil)
 		case <-s.head():

@@ -520,26 +520,6 @@ func TestLowest(t *testing.T) {
 	}
 }
 
-func TestBudget(t *testing.T) {
-	var b budget
-	b.reset()
-	at := time.Now()
-	for range 40 { // 10 kB/s with 4 s round trips: far too much is in flight
-		at = at.Add(time.Second)
-		b.acked(10_000, 4*time.Second, at)
-	}
-	if b.most() > 64<<10 {
-		t.Errorf("budget %d on a link of 10 kB/s", b.most())
-	}
-	for range 40 { // 10 MB/s, 600 ms
-		at = at.Add(time.Second)
-		b.acked(10_000_000, 600*time.Millisecond, at)
-	}
-	if b.most() < 10<<20 {
-		t.Errorf("budget %d on a link of 10 MB/s", b.most())
-	}
-}
-
 func TestDelay(t *testing.T) {
 	u := newUplink(t, "mqtt://127.0.0.1:1", nil)
 	u.tune = defaultTuning()

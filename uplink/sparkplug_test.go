@@ -478,7 +478,7 @@ func TestRebirthCuts(t *testing.T) {
 	p.birthAt = time.Now().Add(-time.Minute)
 	s := &session{u: u, src: e}
 	s.order = newOrder(u, e)
-	_, item, _, ok, err := s.order.pick(0, 10)
+	_, item, _, ok, err := s.order.pick(true)
 	if !ok || err != nil {
 		t.Fatal(ok, err)
 	}
@@ -495,7 +495,7 @@ func TestRebirthCuts(t *testing.T) {
 	if s.order.flying[k] || !u.unacked[k] {
 		t.Error("the batch is not taken back")
 	}
-	if _, again, _, ok, _ := s.order.pick(0, 10); !ok || again.Seq != item.Seq {
+	if _, again, _, ok, _ := s.order.pick(true); !ok || again.Seq != item.Seq {
 		t.Error("the batch does not come again")
 	}
 }

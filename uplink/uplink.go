@@ -117,6 +117,7 @@ type Uplink struct {
 	meter    meter
 
 	// of the goroutine of Run
+	paced   time.Time    // no message before, by publish_rate
 	until   time.Time    // the credentials of the connection serve no longer; zero: for ever
 	unacked map[key]bool // sent on an earlier connection without a PUBACK
 	// With receipts: what has its PUBACK and waits for its receipt, since when.

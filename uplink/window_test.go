@@ -1,0 +1,118 @@
+package uplink
+
+import (
+	"testing"
+	"time"
+
+	"tidegate/internal/sim"
+)
+
+// line is a link in simulated time: bytes go one after the other, and each
+// message is acknowledged a round trip after its last byte.
+type line struct {
+	rate   float64 // bytes a second
+	rtt    time.Duration
+	free   time.Time // the line has sent all
+	now    time.Time
+	flying []flight
+	window window
+	bytes  int
+	worst  time.Duration // longest wait of a message for the line
+	sent   int
+}
+
+// drain sends messages of a size as fast as the window allows, at most 100 at once.
+func (l *line) drain(size int, lasts time.Duration) {
+	l.worst, l.sent = 0, 0
+	for end := l.now.Add(lasts); l.now.Before(end); {
+		for len(l.flying) < 100 && l.window.room(l.now, l.bytes, false) {
+			if l.free.Before(l.now) {
+				l.free = l.now
+			}
+			l.worst = max(l.worst, l.free.Sub(l.now))
+			l.free = l.free.Add(time.Duration(float64(size) / l.rate * float64(time.Second)))
+			l.bytes += size
+			l.sent += size
+			l.flying = append(l.flying, flight{at: l.now, size: size, under: l.bytes})
+			l.flying[len(l.flying)-1].loss = &Loss{T0: l.free.Add(l.rtt).UnixNano()} // when it comes back
+		}
+		f := l.flying[0]
+		l.flying = l.flying[1:]
+		l.now = time.Unix(0, f.loss.T0)
+		l.bytes -= f.size
+		l.window.acked(f.size, f.under, l.now.Sub(f.at), l.now)
+	}
+}
+
+func TestWindow(t *testing.T) {
+	for _, x := range []struct {
+		name  string
+		rate  float64
+		rtt   time.Duration
+		size  int
+		worst time.Duration
+		share float64 // of the rate, at least
+	}{
+		{"64 kbit/s, small messages", 8000, 20 * time.Millisecond, 1400, time.Second, 0.97},
+		{"16 kB/s, 300 ms", 16000, 300 * time.Millisecond, 1400, time.Second, 0.97},
+		{"64 kbit/s, messages of 2.5 s", 8000, 300 * time.Millisecond, 20000, 2600 * time.Millisecond, 0.85},
+		{"long and fat", 2e6, 300 * time.Millisecond, 20000, 900 * time.Millisecond, 0.97},
+		{"fast and near", 2e7, 100 * time.Microsecond, 20000, 600 * time.Millisecond, 0.95},
+	} {
+		l := line{rate: x.rate, rtt: x.rtt, now: time.Unix(1e9, 0), window: newWindow()}
+		l.drain(x.size, 10*time.Second) // finds the link
+		for range 5 {
+			l.drain(x.size, time.Minute)
+			share := float64(l.sent) / 60 / x.rate
+			t.Logf("%s: %.3f of the link, wait %s", x.name, share, l.worst)
+			if l.worst > x.worst || share < x.share {
+				t.Errorf("%s: wait of %s (at most %s), %.3f of the link (at least %.2f)", x.name, l.worst, x.worst, share, x.share)
+			}
+		}
+	}
+}
+
+// TestWindowFollows: a link that becomes slow, or longer, is felt within
+// moments, and one that is fast again, too.
+func TestWindowFollows(t *testing.T) {
+	l := line{rate: 2e6, rtt: 20 * time.Millisecond, now: time.Unix(1e9, 0), window: newWindow()}
+	l.drain(1400, 10*time.Second)
+	l.rate = 8000
+	l.drain(1400, 30*time.Second) // what was under way has to go
+	l.drain(1400, 30*time.Second)
+	if l.worst > time.Second {
+		t.Errorf("slow: messages wait %s", l.worst)
+	}
+	l.rate, l.rtt = 2e5, 800*time.Millisecond
+	l.drain(1400, 90*time.Second) // until the old round trip is forgotten
+	l.drain(1400, 30*time.Second)
+	if share := float64(l.sent) / 30 / (1400 * 100 / 0.8); share < 0.8 {
+		t.Errorf("longer: %.2f of what 100 messages in a round trip are", share)
+	}
+}
+
+// TestPublishRate: in no second more messages than the cap, of whatever kind;
+// live data and backlog obey alike.
+func TestPublishRate(t *testing.T) {
+	b := newScript(t, sim.ScriptOptions{})
+	src := newStore(t).add(laneData, 15)
+	u := start(t, newUplink(t, "mqtt://"+b.Addr(), func(o *Options) { o.PublishRate = 20 }), src)
+	began := time.Now()
+	eventually(t, 20*time.Second, "half of it", func() bool { return src.waiting() < 10 })
+	src.add(laneData, 15)
+	eventually(t, 20*time.Second, "all delivered", func() bool { return src.waiting() == 0 })
+	if took := time.Since(began); took < 30*time.Second/20 {
+		t.Errorf("32 messages at 20 a second took %s", took)
+	}
+	u.stop()
+}
+
+// TestPace in made-up time: the cap spaces messages.
+func TestPace(t *testing.T) {
+	u := newUplink(t, "mqtt://127.0.0.1:1", func(o *Options) { o.PublishRate = 100 })
+	now := time.Unix(1e9, 0)
+	u.pace(now)
+	if want := now.Add(10 * time.Millisecond); !u.paced.Equal(want) {
+		t.Errorf("the next message at %s, want %s", u.paced, want)
+	}
+}
