@@ -23,6 +23,7 @@ type meters struct {
 	list  []*busMeter
 	fault func(n int64, f mbus.Frame, answer []byte) []byte // may change an answer; nil bytes: none
 	asked atomic.Int64
+	last  atomic.Uint32 // control and address of the last message of a scan
 }
 
 // busMeter is one of them.

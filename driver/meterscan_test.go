@@ -63,6 +63,7 @@ func scanBus(t *testing.T, ms *meters, o ScanOptions) (*ScanResult, error) {
 		if !search {
 			t.Errorf("sent: %+v", f)
 		}
+		ms.last.Store(uint32(f.Control)<<8 | uint32(f.Address))
 		return answer
 	}
 	go ms.serve(master)
@@ -91,7 +92,8 @@ func TestMeterScan(t *testing.T) {
 	f, _, _ := mbus.ParseFrame(twin.telegrams[0])
 	twin.telegrams[0] = mbus.Long(f.Control, 9, f.CI, append(head, f.Data[8:]...)...)
 	heat, power, room := recorded(t, "ELS_Elster-F96-Plus", 0), recorded(t, "nzr_dhz_5_63", 0), recorded(t, "THI_cma10", 3)
-	r, err := scanBus(t, &meters{list: []*busMeter{cyble, twin, heat, power, room}}, ScanOptions{})
+	ms := &meters{list: []*busMeter{cyble, twin, heat, power, room}}
+	r, err := scanBus(t, ms, ScanOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,10 +125,8 @@ func TestMeterScan(t *testing.T) {
 	if r.Line != "2400 8E1" || !r.MBus {
 		t.Errorf("%+v", r)
 	}
-	for _, m := range []*busMeter{cyble, twin, heat, power, room} {
-		if m.selected {
-			t.Errorf("%s stays selected", m.address)
-		}
+	if last := ms.last.Load(); last != mbus.SndNke<<8|mbus.Selected {
+		t.Errorf("the last message is %x: a meter stays selected", last)
 	}
 }
 
