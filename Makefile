@@ -8,7 +8,8 @@ LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT) -
 # What runs once, at a person's pace or in handshakes is not inlined: that is
 # 0.8 MB of the binary. Polling, storing and encoding are.
 COLD     = net net/url net/http/... crypto/tls crypto/x509/... crypto/hpke encoding/asn1 encoding/json encoding/pem \
-	crypto/rsa crypto/ecdsa crypto/internal/fips140/mlkem crypto/internal/fips140/drbg math/big sort unicode/... golang.org/x/net/... \
+	crypto/rsa crypto/ecdsa crypto/internal/fips140/mlkem crypto/internal/fips140/drbg crypto/internal/fips140/ecdsa crypto/internal/fips140/rsa crypto/internal/fips140/ecdh crypto/internal/fips140/ed25519 crypto/internal/fips140/edwards25519 crypto/ed25519 crypto/elliptic crypto/ecdh go.bug.st/... encoding/base64 encoding/hex bufio \
+	crypto/internal/fips140/nistec/... crypto/internal/fips140/bigmod internal/poll internal/godebug internal/bisect internal/syscall/... io io/... path golang.org/x/sys/... tidegate/internal/rule tidegate/uplink/sparkplug math/big sort unicode/... golang.org/x/net/... \
 	regexp/... fmt reflect text/... log/... flag mime/... os os/... time path/... compress/... vendor/... github.com/... \
 	tidegate/cmd/... tidegate/config tidegate/internal/document tidegate/internal/status tidegate/internal/account \
 	tidegate/internal/sim tidegate/internal/capture tidegate/internal/command tidegate/internal/agent \
