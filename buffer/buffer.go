@@ -68,6 +68,9 @@ type Options struct {
 	// their numbers, with less in it; n = 0 keeps the first as it is. It must
 	// not keep what it is given. Without it, thin is drop-oldest.
 	Thin func(run [][]byte) (thinned []byte, count int, from, to int64, n int) `yaml:"-"`
+	// Shared tells that there are several senders, so that what one of them
+	// has sent and another not is held: at start anything may have left.
+	Shared bool `yaml:"-"`
 	// Logger receives warnings of bbolt itself; nil keeps it silent.
 	Logger *slog.Logger `yaml:"-"`
 }

@@ -58,7 +58,7 @@ func openFor(o Options, tune tuning, readOnly bool) (*Queue, error) {
 	if o.Dir == "" || o.Size < 2<<20 || o.MaxLoss < 0 || !o.knownPolicy() {
 		return nil, fmt.Errorf("buffer: options are not valid: dir %q, size %d, max_loss %s, when_full %q", o.Dir, o.Size, o.MaxLoss, o.WhenFull)
 	}
-	q := &Queue{dir: o.Dir, size: o.Size, maxLoss: o.MaxLoss, log: o.Logger, tune: tune, readOnly: readOnly, keyFile: o.KeyFile, thin: o.Thin, changed: make(chan struct{}, 1)}
+	q := &Queue{dir: o.Dir, size: o.Size, maxLoss: o.MaxLoss, log: o.Logger, tune: tune, readOnly: readOnly, keyFile: o.KeyFile, thin: o.Thin, shared: o.Shared, changed: make(chan struct{}, 1)}
 	if o.WhenFull != thinFirst {
 		q.thin = nil
 	}

@@ -38,6 +38,8 @@ type Queue struct {
 
 	thin func([][]byte) ([]byte, int, int64, int64, int) // nil: what is full is dropped
 
+	shared bool // there are several senders
+
 	stateCap int64 // most that one state file may grow to
 	changed  chan struct{}
 
@@ -466,6 +468,19 @@ func (q *Queue) Lowest(l Lane) uint64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.lanes[l].done.next(1)
+}
+
+// Done returns the first run of numbers >= from that are not held any more:
+// delivered, lost or never given. first is 0 when there is none.
+func (q *Queue) Done(l Lane, from uint64) (first, last uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	d := &q.lanes[l].done
+	i := d.at(from)
+	if i == len(d.s) {
+		return 0, 0
+	}
+	return max(from, d.s[i].a), d.s[i].b
 }
 
 // Epoch names the store, 8 hex digits: numbers compare within one epoch. It

@@ -120,3 +120,42 @@ func (r *ranges) holes(a, b uint64) []span {
 func (r *ranges) clone() ranges {
 	return ranges{s: append([]span(nil), r.s...), n: r.n}
 }
+
+// Numbers is a set of numbers from 1 on, for who keeps an account beside a
+// Queue. The zero value is empty; memory grows with the number of gaps.
+type Numbers struct{ r ranges }
+
+// Add puts the numbers from..to into the set.
+func (n *Numbers) Add(from, to uint64) { n.r.add(from, to) }
+
+// Remove takes the numbers from..to out of the set.
+func (n *Numbers) Remove(from, to uint64) {
+	if n.r.count(from, to) > 0 {
+		n.r = *n.r.without(&ranges{s: []span{{from, to}}})
+	}
+}
+
+// Count returns how many of from..to are in the set.
+func (n *Numbers) Count(from, to uint64) uint64 { return n.r.count(from, to) }
+
+// Has tells whether a number is in the set.
+func (n *Numbers) Has(x uint64) bool { return n.r.has(x) }
+
+// Next returns the lowest number >= x that is not in the set.
+func (n *Numbers) Next(x uint64) uint64 { return n.r.next(x) }
+
+// Prev returns the highest number <= x that is not in the set; 0 when there is none.
+func (n *Numbers) Prev(x uint64) uint64 { return n.r.prev(x) }
+
+// Spans returns the runs of the set, the lowest first, each as its first and last number.
+func (n *Numbers) Spans() [][2]uint64 { return pairs(n.r.s) }
+
+// Holes returns the runs of from..to that are not in the set.
+func (n *Numbers) Holes(from, to uint64) [][2]uint64 { return pairs(n.r.holes(from, to)) }
+
+func pairs(spans []span) (out [][2]uint64) {
+	for _, s := range spans {
+		out = append(out, [2]uint64{s.a, s.b})
+	}
+	return out
+}

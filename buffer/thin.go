@@ -275,7 +275,8 @@ func (q *Queue) show(ln *lane, n uint64) {
 const mayLeave = 128
 
 // showBefore takes the batches that the last run may have sent, and of which
-// no acknowledgement is known, as shown.
+// no acknowledgement is known, as shown. Where several senders share the
+// queue, one of them may have sent anything.
 func (q *Queue) showBefore() {
 	if q.thin == nil {
 		return
@@ -283,6 +284,10 @@ func (q *Queue) showBefore() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	ln := &q.lanes[Data]
+	if q.shared {
+		ln.shown.add(1, ln.given)
+		return
+	}
 	for i, n := 0, ln.done.next(1); i < mayLeave && n <= ln.given; i, n = i+1, ln.done.next(n+1) {
 		ln.shown.add(n, n)
 	}

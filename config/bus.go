@@ -47,11 +47,11 @@ func (p *parser) buses() {
 						"a device name is unique in the gateway")
 				}
 				owner[d.Name] = b.Name
-				if d.Name == CommandDevice && p.cfg.Uplink.Commands {
+				if d.Name == CommandDevice && p.cfg.Commander() != nil {
 					p.doc.Report(dpath, document.CodeKey, fmt.Sprintf("%q cannot be the name of a device", d.Name),
 						"the record of the commands is sent under this name; choose another one")
 				}
-				if d.Name == CertificateDevice && p.cfg.Uplink.Secure() {
+				if d.Name == CertificateDevice && slices.ContainsFunc(p.links(), func(u Uplink) bool { return u.Secure() }) {
 					p.doc.Report(dpath, document.CodeKey, fmt.Sprintf("%q cannot be the name of a device", d.Name),
 						"the end of certificates is told under this name; choose another one")
 				}

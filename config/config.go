@@ -38,13 +38,14 @@ type Config struct {
 	Writes  string           `yaml:"writes" enum:"deny,allow" doc:"Whether anybody may write to devices through this gateway: tidegate write, and commands from the cloud."`
 	Rules   []rule.Rule      `yaml:"rules,keyed" doc:"What makes an event, by name. The state of rule x is the point rules/x, and every change of it travels in the event lane."`
 	Buffer  buffer.Options   `yaml:"buffer" doc:"What is kept while the uplink is away."`
-	Uplink  uplink.Options   `yaml:"uplink" required:"true" doc:"Where the readings go, such as uplink: {url: mqtts://HOST:8883}."`
+	Uplink  uplink.Options   `yaml:"uplink" required:"true" unless:"uplinks" doc:"Where the readings go, such as uplink: {url: mqtts://HOST:8883}."`
+	Uplinks []Uplink         `yaml:"uplinks,keyed" doc:"Where the readings go if that is several places, by name: in each the keys of uplink, and required."`
 	Status  Status           `yaml:"status" doc:"What the gateway shows locally."`
 	Log     Log              `yaml:"log" doc:"What the agent writes to its log."`
 
 	catalog *telemetry.Catalog
-	// certificates is the number of the first point of CertificateDevice, 0 for none.
-	certificates int
+	// certificates are the numbers of the first points of CertificateDevice, by uplink; 0 for none.
+	certificates []int
 	devices      []telemetry.Point // the points of all devices: the catalog without those of the rules
 	loads        []BusLoad
 }
@@ -176,13 +177,7 @@ func parse(file string, src []byte, lib *profile.Library) *parser {
 	if p.doc.Has("buffer") {
 		cfg.Buffer.Validate(p.doc.Section("buffer"))
 	}
-	if p.doc.Has("uplink") {
-		p.broker()
-		section := p.doc.Section("uplink")
-		cfg.Uplink.Complete(cfg.Gateway.ID, func(key string) bool { return p.doc.Has("uplink." + key) })
-		cfg.Uplink.Validate(section)
-		cfg.Uplink.ValidateNames(cfg.Gateway.Site, cfg.Gateway.ID, section)
-	}
+	p.uplinks()
 	p.status()
 	return p
 }
@@ -205,13 +200,21 @@ func (p *parser) result() (*Config, []Problem) {
 	}
 	p.cfg.devices = points[:len(points):len(points)]
 	points = append(points, p.cfg.RuleSet().Points()...)
-	if p.cfg.Uplink.Secure() {
-		p.cfg.certificates = len(points)
+	links := p.links()
+	p.cfg.certificates = make([]int, len(links))
+	for i := range links {
+		if !links[i].Secure() {
+			continue
+		}
+		p.cfg.certificates[i] = len(points)
 		for _, name := range [...]string{"client", "authority", "broker"} {
+			if links[i].Name != "" {
+				name = links[i].Name + "-" + name
+			}
 			points = append(points, telemetry.Point{Device: CertificateDevice, Name: name, Unit: "d", Kind: "gauge", Class: telemetry.ClassAlarm})
 		}
 	}
-	if p.cfg.Uplink.Commands {
+	if p.cfg.Commander() != nil {
 		points = append(points, telemetry.Point{Device: CommandDevice, Name: "audit", Kind: "text", Class: telemetry.ClassAlarm})
 	}
 	p.cfg.catalog = telemetry.NewCatalog(points)
@@ -220,13 +223,18 @@ func (p *parser) result() (*Config, []Problem) {
 
 // CertificateDevice is the name under which is told how many days the
 // certificates of the uplink are valid, when they are about to end. Its points
-// are client, authority and broker.
+// are client, authority and broker; with the name of the uplink and a hyphen
+// before them where there are several.
 const CertificateDevice = "certificates"
 
 // CertificatePoints returns the number of the first point of
-// CertificateDevice; ok is false where no broker speaks TLS.
-func (c *Config) CertificatePoints() (first uint32, ok bool) {
-	return uint32(c.certificates), c.certificates > 0
+// CertificateDevice for an uplink, by its place in Links; ok is false where
+// its broker speaks no TLS.
+func (c *Config) CertificatePoints(link int) (first uint32, ok bool) {
+	if link >= len(c.certificates) {
+		return 0, false
+	}
+	return uint32(c.certificates[link]), c.certificates[link] > 0
 }
 
 // CommandDevice is the name under which the record of commands is sent, line

@@ -32,14 +32,6 @@ const (
 // soon is how long before its end a certificate is called about to expire.
 const soon = 30 * 24 * time.Hour
 
-// ClientKey returns the file of the client's private key, "" for none.
-func (c *Config) ClientKey() string {
-	if o := &c.Uplink; o.Identity != "" {
-		return filepath.Join(o.Identity, "client.key")
-	}
-	return c.Uplink.TLS.Key
-}
-
 // files checks the certificate files and the room for the buffer. What is
 // not there yet is a warning: certificates often come after the file.
 func (p *parser) files() {
@@ -51,17 +43,25 @@ func (p *parser) files() {
 			p.pair(path+"cert", path+"key", b.TLS.Cert, b.TLS.Key)
 		}
 	}
-	o := &p.cfg.Uplink
-	if !p.doc.Has("uplink") {
-		return
+	links := p.links()
+	for i := range links {
+		p.linkFiles(&links[i])
 	}
+	if len(links) > 0 {
+		p.disk()
+	}
+}
+
+// linkFiles checks the files that an uplink names.
+func (p *parser) linkFiles(o *Uplink) {
+	path := o.path()
 	at := func(key string) string {
 		if o.Identity != "" {
-			return "uplink.identity"
+			return path + ".identity"
 		}
-		return "uplink.tls." + key
+		return path + ".tls." + key
 	}
-	ca, cert, key := o.TLS.CA, o.TLS.Cert, p.cfg.ClientKey()
+	ca, cert, key := o.TLS.CA, o.TLS.Cert, o.ClientKey()
 	if o.Identity != "" {
 		ca = filepath.Join(o.Identity, "ca.crt")
 		cert = filepath.Join(o.Identity, "client.crt")
@@ -70,25 +70,17 @@ func (p *parser) files() {
 		p.authority(at("ca"), ca)
 		p.pair(at("cert"), at("key"), cert, key)
 	}
-	p.revoked(o.TLS.CRL)
-	if o.PasswordFile != "" {
-		p.secret("uplink.password_file", o.PasswordFile, codeCert)
-	}
+	p.revoked(path+".tls.crl", o.TLS.CRL)
 	if o.CommandKey != "" {
 		if _, err := command.ReadKey(o.CommandKey); err != nil {
-			p.doc.Report("uplink.command_key", codeCert, fmt.Sprintf("command_key: %v", err), "write the public key with: openssl pkey -in command.key -pubout")
+			p.doc.Report(path+".command_key", codeCert, fmt.Sprintf("command_key: %v", err), "write the public key with: openssl pkey -in command.key -pubout")
 		}
 	}
-	if o.TokenFile != "" {
-		p.secret("uplink.token_file", o.TokenFile, codeCert)
+	for key, file := range map[string]string{"password_file": o.PasswordFile, "token_file": o.TokenFile, "device_key_file": o.KeyFile, "proxy_password_file": o.ProxyFile} {
+		if file != "" {
+			p.secret(path+"."+key, file, codeCert)
+		}
 	}
-	if o.KeyFile != "" {
-		p.secret("uplink.device_key_file", o.KeyFile, codeCert)
-	}
-	if o.ProxyFile != "" {
-		p.secret("uplink.proxy_password_file", o.ProxyFile, codeCert)
-	}
-	p.disk()
 }
 
 // read returns the content of a file, or warns and returns nil.
@@ -129,16 +121,16 @@ func (p *parser) authority(path, file string) {
 
 // revoked checks the list of revoked certificates. Without it nobody would
 // be let in.
-func (p *parser) revoked(file string) {
+func (p *parser) revoked(path, file string) {
 	if file == "" {
 		return
 	}
 	next, err := uplink.CheckRevocations(file)
 	switch {
 	case err != nil:
-		p.doc.Warn("uplink.tls.crl", codeCert, err.Error(), "without it every broker is refused")
+		p.doc.Warn(path, codeCert, err.Error(), "without it every broker is refused")
 	case !next.IsZero() && time.Now().After(next):
-		p.doc.Warn("uplink.tls.crl", codeCert, fmt.Sprintf("%s is overdue since %s", file, next.UTC().Format(time.DateOnly)), "with it every broker is refused; get a new one")
+		p.doc.Warn(path, codeCert, fmt.Sprintf("%s is overdue since %s", file, next.UTC().Format(time.DateOnly)), "with it every broker is refused; get a new one")
 	}
 }
 

@@ -106,7 +106,7 @@ uplink: {url: mqtts://h}
 
 // TestShow: the effective configuration can be read back and is the same.
 func TestShow(t *testing.T) {
-	for _, name := range []string{"complete", "minimal"} {
+	for _, name := range []string{"complete", "minimal", "uplinks"} {
 		c := parseCase(t, name)
 		text := Show(c)
 		again, problems := Parse("shown.yaml", text, loadLibrary(t, filepath.Join(cases, name)))
@@ -165,6 +165,7 @@ func TestSchema(t *testing.T) {
 			Rules   any `yaml:"rules"`
 			Buffer  any `yaml:"buffer"`
 			Uplink  any `yaml:"uplink"`
+			Uplinks any `yaml:"uplinks"`
 			Status  any `yaml:"status"`
 			Log     any `yaml:"log"`
 		}
@@ -172,7 +173,7 @@ func TestSchema(t *testing.T) {
 		d.Bind(&v)
 		m := map[string]any{}
 		for k, x := range map[string]any{"gateway": v.Gateway, "buses": v.Buses, "rules": v.Rules, "buffer": v.Buffer,
-			"uplink": v.Uplink, "status": v.Status, "log": v.Log} {
+			"uplink": v.Uplink, "uplinks": v.Uplinks, "status": v.Status, "log": v.Log} {
 			if d.Has(k) {
 				m[k] = x
 			}
@@ -194,15 +195,15 @@ func TestSchema(t *testing.T) {
 		}
 		return b
 	}
-	good := map[string][]byte{"sample": Sample(), "complete": read("complete"), "minimal": read("minimal"),
-		"shown": Show(parseCase(t, "complete"))}
+	good := map[string][]byte{"sample": Sample(), "complete": read("complete"), "minimal": read("minimal"), "uplinks": read("uplinks"),
+		"shown": Show(parseCase(t, "complete")), "uplinks shown": Show(parseCase(t, "uplinks"))}
 	for name, src := range good {
 		if err := validate(src); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for _, name := range []string{"install-adress", "install-units", "install-durations", "install-list", "install-wrong-section",
-		"install-everything", "preset-unknown", "log", "wrong-shapes", "no-uplink", "no-buses", "install-no-url", "frames", "rules"} {
+		"install-everything", "preset-unknown", "log", "wrong-shapes", "no-uplink", "no-buses", "install-no-url", "frames", "rules", "uplinks-both", "uplinks-list"} {
 		if validate(read(name)) == nil {
 			t.Errorf("%s: the schema takes it", name)
 		}

@@ -57,11 +57,24 @@ func reportText(file string, problems []Problem, cfg *Config) string {
 		fmt.Fprintf(&b, "  %-16s %-12s %s per round in %s, %.1f %% busy\n", l.Name, line,
 			seconds(l.Round), plural(l.Requests, "request"), 100*l.Share)
 	}
-	if t, err := cfg.Traffic(); err == nil && t.Batches > 0 {
-		fmt.Fprintf(&b, "  %-16s about %s a month, %s with TCP/IP:\n%19s%s of %s, %.1f bytes a reading\n", "uplink", megabytes(t.Out+t.In),
-			megabytes(t.Out+t.In+t.IP), "", plural(int(t.Batches), "batch"), plural(int(t.Readings), "reading"), t.Reading)
+	parts, all, err := cfg.Traffic()
+	if err != nil || all.Batches == 0 {
+		return b.String()
+	}
+	for i, u := range cfg.Uplinks {
+		reportTraffic(&b, u.Name, parts[i])
+	}
+	if len(cfg.Uplinks) == 0 {
+		reportTraffic(&b, "uplink", all)
+	} else if len(cfg.Uplinks) > 1 {
+		reportTraffic(&b, "all uplinks", all)
 	}
 	return b.String()
+}
+
+func reportTraffic(b *strings.Builder, name string, t uplink.Traffic) {
+	fmt.Fprintf(b, "  %-16s about %s a month, %s with TCP/IP:\n%19s%s of %s, %.1f bytes a reading\n", name, megabytes(t.Out+t.In),
+		megabytes(t.Out+t.In+t.IP), "", plural(int(t.Batches), "batch"), plural(int(t.Readings), "reading"), t.Reading)
 }
 
 // megabytes writes bytes as data plans do.
@@ -96,7 +109,8 @@ type jsonReport struct {
 	Errors   []jsonProblem `json:"errors"`
 	Warnings []jsonProblem `json:"warnings"`
 	Buses    []jsonBus     `json:"buses,omitempty"`
-	Traffic  *jsonTraffic  `json:"traffic,omitempty"`
+	Traffic  *jsonTraffic  `json:"traffic,omitempty"` // of all uplinks
+	Uplinks  []jsonTraffic `json:"uplinks,omitempty"` // of each of several
 	OK       bool          `json:"ok"`
 }
 
@@ -113,6 +127,7 @@ type jsonProblem struct {
 
 // jsonTraffic is the estimate of a month of 30 days.
 type jsonTraffic struct {
+	Name     string  `json:"name,omitempty"` // of one of several uplinks
 	Batches  int64   `json:"batches"`
 	Readings int64   `json:"readings"` // in a batch
 	Out      int64   `json:"out_bytes"`
@@ -149,8 +164,15 @@ func reportJSON(file string, problems []Problem, cfg *Config) []byte {
 		}
 	}
 	if r.OK {
-		if t, err := cfg.Traffic(); err == nil {
-			r.Traffic = &jsonTraffic{t.Batches, t.Readings, t.Out, t.In, t.IP, round3(t.Reading)}
+		if parts, all, err := cfg.Traffic(); err == nil {
+			form := func(name string, t uplink.Traffic) jsonTraffic {
+				return jsonTraffic{name, t.Batches, t.Readings, t.Out, t.In, t.IP, round3(t.Reading)}
+			}
+			sum := form("", all)
+			r.Traffic = &sum
+			for i, u := range cfg.Uplinks {
+				r.Uplinks = append(r.Uplinks, form(u.Name, parts[i]))
+			}
 		}
 	}
 	// Marshal cannot fail: the types above hold nothing that JSON cannot write.
@@ -158,8 +180,8 @@ func reportJSON(file string, problems []Problem, cfg *Config) []byte {
 	return append(out, '\n')
 }
 
-// Traffic estimates what the uplink costs in a month.
-func (c *Config) Traffic() (uplink.Traffic, error) {
+// Traffic estimates what each uplink costs in a month, and all together.
+func (c *Config) Traffic() (parts []uplink.Traffic, all uplink.Traffic, err error) {
 	var polls []uplink.Poll
 	var devices []payload.Device
 	for i := range c.Buses {
@@ -183,12 +205,21 @@ func (c *Config) Traffic() (uplink.Traffic, error) {
 			}
 		}
 	}
-	age := c.Uplink.Batch.MaxAge
+	links := c.Links()
+	age := links[0].Batch.MaxAge
 	if c.Buffer.MaxLoss > 0 { // as the collector obeys it
 		age = min(age, c.Buffer.MaxLoss/2)
 	}
-	return uplink.Estimate(c.Uplink, uplink.Env{Gateway: c.Gateway.ID, Site: c.Gateway.Site, Version: "0.0.0", Labels: c.Gateway.Labels,
-		Stopped: "clean", Devices: devices, Catalog: c.catalog, Health: func() string { return "ok" }}, polls, age)
+	for i := range links {
+		t, err := uplink.Estimate(links[i].Options, uplink.Env{Gateway: c.Gateway.ID, Site: c.Gateway.Site, Version: "0.0.0", Labels: c.Gateway.Labels,
+			Stopped: "clean", Devices: devices, Catalog: c.catalog, Health: func() string { return "ok" }}, polls, age)
+		if err != nil {
+			return nil, all, err
+		}
+		parts = append(parts, t)
+		all = uplink.Traffic{Batches: parts[0].Batches, Readings: parts[0].Readings, Out: all.Out + t.Out, In: all.In + t.In, IP: all.IP + t.IP, Reading: all.Reading + t.Reading}
+	}
+	return parts, all, nil
 }
 
 func round3(x float64) float64 { return float64(int64(x*1000+0.5)) / 1000 }

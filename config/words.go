@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"tidegate/internal/document"
+	"tidegate/uplink"
 )
 
 // The connect strings and urls people write, and what they meant. These
@@ -84,12 +85,11 @@ func (p *parser) mode(path, s string) {
 
 var lineForm = regexp.MustCompile(`^[0-9]+ [5-8][NEOMSneoms][12]$`)
 
-// broker checks the scheme of the uplink's url.
-func (p *parser) broker() {
-	o := &p.cfg.Uplink
-	p.brokerURL("uplink.url", "url", o.URL)
+// brokers checks the schemes of an uplink's urls.
+func (p *parser) brokers(path string, o *uplink.Options) {
+	p.brokerURL(path+".url", "url", o.URL)
 	for i, s := range o.Fallback {
-		p.brokerURL(fmt.Sprintf("uplink.fallback[%d]", i), "fallback", s)
+		p.brokerURL(fmt.Sprintf("%s.fallback[%d]", path, i), "fallback", s)
 	}
 }
 

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"cmp"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -250,6 +251,24 @@ func (o *Options) Secure() bool {
 		}
 	}
 	return false
+}
+
+// Clashes returns a broker to which both go with the same client id, ""
+// without one.
+func (o *Options) Clashes(with *Options, gateway string) string {
+	if cmp.Or(o.ClientID, gateway) != cmp.Or(with.ClientID, gateway) {
+		return ""
+	}
+	for _, s := range append([]string{o.URL}, o.Fallback...) {
+		for _, t := range append([]string{with.URL}, with.Fallback...) {
+			a, e1 := parseURL(s)
+			b, e2 := parseURL(t)
+			if e1 == nil && e2 == nil && !a.posts() && !b.posts() && a.addr() == b.addr() {
+				return a.String()
+			}
+		}
+	}
+	return ""
 }
 
 // files returns the certificate files that the options name; "" for none.

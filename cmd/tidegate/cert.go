@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,7 +19,7 @@ import (
 // certWait is how long a new certificate has to bring the uplink up.
 const certWait = 60 * time.Second
 
-func (a *app) csrCmd() *cobra.Command {
+func (a *app) csrCmd(which *string) *cobra.Command {
 	var force bool
 	var name string
 	c := &cobra.Command{
@@ -29,22 +30,43 @@ func (a *app) csrCmd() *cobra.Command {
 			"request is for it; with --force a new one is made, and the one in use stays in\n" +
 			"use until `uplink cert` puts the new certificate in place.",
 		Args: noArgs,
-		RunE: func(*cobra.Command, []string) error { return a.csr(name, force) },
+		RunE: func(*cobra.Command, []string) error { return a.csr(*which, name, force) },
 	}
 	c.Flags().BoolVar(&force, "force", false, "make a new key although there is one")
 	c.Flags().StringVar(&name, "name", "", "common `NAME` (default: the gateway id)")
 	return c
 }
 
-func (a *app) csr(name string, force bool) error {
+// theUplink loads the configuration and picks one of its uplinks: of several
+// the name must be said.
+func (a *app) theUplink(name string) (*config.Config, *config.Uplink, error) {
 	cfg, _, err := a.load()
+	if err != nil {
+		return nil, nil, err
+	}
+	links, err := agent.PickUplinks(cfg, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(links) > 1 {
+		var names []string
+		for i := range links {
+			names = append(names, links[i].Name)
+		}
+		return nil, nil, &status.Failure{Code: "usage", What: "there are several uplinks, and none is named", Try: "--uplink with one of: " + strings.Join(names, ", "), Exit: exitUsage}
+	}
+	return cfg, &links[0], nil
+}
+
+func (a *app) csr(which, name string, force bool) error {
+	cfg, link, err := a.theUplink(which)
 	if err != nil {
 		return err
 	}
 	if name == "" {
 		name = cfg.Gateway.ID
 	}
-	key, csr, sum, made, err := uplink.Request(&cfg.Uplink, name, force)
+	key, csr, sum, made, err := uplink.Request(&link.Options, name, force)
 	if err != nil {
 		return err
 	}
@@ -77,7 +99,7 @@ func short(sum string) string {
 	return sum[:23] + ":..:" + sum[len(sum)-11:]
 }
 
-func (a *app) certCmd() *cobra.Command {
+func (a *app) certCmd(which *string) *cobra.Command {
 	var untried bool
 	c := &cobra.Command{
 		Use:   "cert [FILE]",
@@ -89,14 +111,14 @@ func (a *app) certCmd() *cobra.Command {
 			"old pair is put back. Exit code 0 also when the certificate is in place already.",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg, _, err := a.load()
+			cfg, link, err := a.theUplink(*which)
 			if err != nil {
 				return err
 			}
 			if len(args) == 0 {
-				return a.showCert(cfg)
+				return a.showCert(link)
 			}
-			return a.placeCert(cmd.Context(), cfg, args[0], untried)
+			return a.placeCert(cmd.Context(), cfg, link, args[0], untried)
 		},
 	}
 	c.Flags().BoolVar(&untried, "untried", false, "place it without a handshake and without waiting: the broker is not there yet")
@@ -123,13 +145,13 @@ func report(c *uplink.Certificate) certReport {
 		To: c.To.UnixMilli(), Days: int(time.Until(c.To).Hours() / 24), Chain: c.Chain, KeyOK: c.KeyOK, SHA256: c.SHA256}
 }
 
-func (a *app) showCert(cfg *config.Config) error {
-	c, err := uplink.InPlace(&cfg.Uplink)
+func (a *app) showCert(link *config.Uplink) error {
+	c, err := uplink.InPlace(&link.Options)
 	if err != nil {
 		return err
 	}
 	if c == nil {
-		return &status.Failure{Code: "cert-file", What: "there is no client certificate", Where: cfg.ClientKey(),
+		return &status.Failure{Code: "cert-file", What: "there is no client certificate", Where: link.ClientKey(),
 			Try: "tidegate uplink csr", Exit: exitNoInput}
 	}
 	r := report(c)
@@ -157,8 +179,8 @@ func (a *app) writeCert(r certReport, c *uplink.Certificate) {
 		c.File, c.Subject, c.Issuer, c.From.UTC().Format(time.DateOnly), c.To.UTC().Format(time.DateOnly), left, c.Chain, key, c.SHA256)
 }
 
-func (a *app) placeCert(ctx context.Context, cfg *config.Config, file string, untried bool) error {
-	u, err := agent.OpenUplink(cfg, agent.Options{Version: version, Built: built()})
+func (a *app) placeCert(ctx context.Context, cfg *config.Config, link *config.Uplink, file string, untried bool) error {
+	u, err := agent.OpenUplink(cfg, link, agent.Options{Version: version, Built: built()})
 	if err != nil {
 		return err
 	}
@@ -166,7 +188,7 @@ func (a *app) placeCert(ctx context.Context, cfg *config.Config, file string, un
 	if err != nil {
 		return err
 	}
-	if now, err := uplink.InPlace(&cfg.Uplink); err == nil && now != nil && now.SHA256 == c.SHA256 && now.KeyOK {
+	if now, err := uplink.InPlace(&link.Options); err == nil && now != nil && now.SHA256 == c.SHA256 && now.KeyOK {
 		fmt.Fprintln(a.err, "it is in place already")
 		return a.placed(now)
 	}
@@ -183,7 +205,7 @@ func (a *app) placeCert(ctx context.Context, cfg *config.Config, file string, un
 	}
 	fmt.Fprintln(a.err, "placed   the old pair is kept as *.old")
 	if !untried {
-		if err := a.works(ctx, cfg, c); err != nil {
+		if err := a.works(ctx, cfg, link.Name, c); err != nil {
 			if back := c.Back(); back != nil {
 				return errors.Join(err, back)
 			}
@@ -192,7 +214,7 @@ func (a *app) placeCert(ctx context.Context, cfg *config.Config, file string, un
 		}
 		fmt.Fprintln(a.err, "works    the uplink is connected with it")
 	}
-	now, err := uplink.InPlace(&cfg.Uplink)
+	now, err := uplink.InPlace(&link.Options)
 	if err != nil {
 		return err
 	}
@@ -212,13 +234,19 @@ func (a *app) placed(c *uplink.Certificate) error {
 
 // works waits until the agent is connected with the new certificate, or
 // connects by itself where no agent runs.
-func (a *app) works(ctx context.Context, cfg *config.Config, c *uplink.Candidate) error {
+func (a *app) works(ctx context.Context, cfg *config.Config, name string, c *uplink.Candidate) error {
 	last := &status.Failure{Code: "cert-not-used", What: fmt.Sprintf("the uplink did not connect with the new certificate within %s", certWait), Exit: exitFindings}
 	for end := time.Now().Add(certWait); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(250 * time.Millisecond) {
 		s, err := a.client().Status(ctx)
+		u := s.Uplink
+		for _, x := range s.Uplinks {
+			if x.Name == name {
+				u = x.Uplink
+			}
+		}
 		switch {
 		case errors.Is(err, status.ErrNoAgent):
-			steps, err := agent.TestUplink(ctx, cfg, agent.Options{Version: version, Built: built()})
+			steps, err := agent.TestUplink(ctx, cfg, name, agent.Options{Version: version, Built: built()})
 			if err != nil {
 				return err
 			}
@@ -230,12 +258,12 @@ func (a *app) works(ctx context.Context, cfg *config.Config, c *uplink.Candidate
 			return nil
 		case err != nil:
 			return err
-		case s.Uplink.State == "connected" && s.Uplink.Cert == c.SHA256:
+		case u.State == "connected" && u.Cert == c.SHA256:
 			return nil
 		}
-		last.Seen = s.Uplink.CertWarning
+		last.Seen = u.CertWarning
 		if last.Seen == "" {
-			last.Seen = s.Uplink.Error
+			last.Seen = u.Error
 		}
 	}
 	return last

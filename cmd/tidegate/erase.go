@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -59,8 +60,12 @@ func (a *app) erase(yes, keys bool) error {
 		return err
 	}
 	var failed []error
-	for _, file := range []string{cfg.Buffer.KeyFile, cfg.ClientKey()} {
-		if !keys || file == "" {
+	files := []string{cfg.Buffer.KeyFile}
+	for _, l := range cfg.Links() {
+		files = append(files, l.ClientKey())
+	}
+	for _, file := range files {
+		if !keys || file == "" || slices.Contains(e.Keys, file) {
 			continue
 		}
 		if yes {

@@ -76,10 +76,14 @@ func writeStatus(w io.Writer, s status.Snapshot) {
 		fmt.Fprintf(w, "%s\n%s%s\n", status.Wrap(head, 80, "          "), strings.Repeat(" ", max(0, 79-len(who))), who)
 	}
 
-	u := s.Uplink
-	row(w, "uplink", word(u.State == "connected" && u.Held == ""), uplinkLine(u, s.At))
-	if u.Error != "" {
-		row(w, "", "", u.Error)
+	if len(s.Uplinks) == 0 {
+		writeUplink(w, "uplink", s.Uplink, s.At)
+	}
+	for _, u := range s.Uplinks {
+		writeUplink(w, u.Name, u.Uplink, s.At)
+		if text := backlogOf(u); text != "" {
+			row(w, "", "", text)
+		}
 	}
 	b := s.Buffer
 	text := fmt.Sprintf("%d readings waiting, oldest %s, %s of %s, %d lost ever",
@@ -106,6 +110,28 @@ func writeStatus(w io.Writer, s status.Snapshot) {
 		text += "; the file has changed since: run `tidegate check`"
 	}
 	row(w, "config", word(s.Config.Refused == ""), text)
+}
+
+func writeUplink(w io.Writer, name string, u status.Uplink, now int64) {
+	row(w, name, word(u.State == "connected" && u.Held == ""), uplinkLine(u, now))
+	if u.Error != "" {
+		row(w, "", "", u.Error)
+	}
+}
+
+// backlogOf says what one of several uplinks has yet to deliver.
+func backlogOf(u status.NamedUplink) string {
+	var parts []string
+	if !u.Required {
+		parts = append(parts, "not required")
+	}
+	if u.Batches > 0 {
+		parts = append(parts, fmt.Sprintf("%d batches wait for it", u.Batches))
+	}
+	if u.Tombstones > 0 {
+		parts = append(parts, fmt.Sprintf("%d tombstones for it", u.Tombstones))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func uplinkLine(u status.Uplink, now int64) string {

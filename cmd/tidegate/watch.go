@@ -77,8 +77,15 @@ func (a *app) watch(ctx context.Context, names []string, interval time.Duration,
 				return err
 			}
 			io.WriteString(a.out, "\x1b[H\x1b[2J")
+			state := s.Uplink.State
+			for i, u := range s.Uplinks {
+				if i == 0 {
+					state = ""
+				}
+				state += " " + u.Name + " " + u.State
+			}
 			fmt.Fprintf(a.out, "%s  %s  uplink %s  buffered %d  disk %.0f %%\n", s.Gateway.ID,
-				time.UnixMilli(s.At).UTC().Format("15:04:05Z"), s.Uplink.State, s.Buffer.Records,
+				time.UnixMilli(s.At).UTC().Format("15:04:05Z"), strings.TrimSpace(state), s.Buffer.Records,
 				100*float64(s.Buffer.Bytes)/float64(max(s.Buffer.LimitBytes, 1)))
 			a.watchTable(shown, s)
 		default:

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -51,7 +52,8 @@ type Agent struct {
 	queue   *buffer.Queue
 	lines   []*driver.Line
 	collect *collector
-	uplink  *uplink.Uplink
+	ways    []*way
+	share   *share // nil with a single uplink
 	reader  *Reader
 	desk    *desk // nil while commands are off
 	health  *health
@@ -66,7 +68,7 @@ func New(cfg *config.Config, opt Options) (*Agent, error) {
 	}
 	a := &Agent{cfg: cfg, opt: opt, log: opt.Logger, catalog: cfg.Catalog()}
 	o := cfg.Buffer
-	o.Logger, o.Thin = a.log, telemetry.Thin
+	o.Logger, o.Thin, o.Shared = a.log, telemetry.Thin, len(cfg.Links()) > 1
 	q, err := buffer.Open(o)
 	for end := time.Now().Add(lockPatience); errors.Is(err, buffer.ErrLocked) && time.Now().Before(end); q, err = buffer.Open(o) {
 		time.Sleep(50 * time.Millisecond)
@@ -110,8 +112,8 @@ func (a *Agent) build() error {
 			a.log.Error("the catalog of points could not be kept; batches on disk could not be named after a change of configuration", "error", err)
 		}
 	}
-	l := limits{maxAge: cfg.Uplink.Batch.MaxAge, maxReadings: cfg.Uplink.Batch.MaxReadings,
-		maxBytes: cfg.Uplink.Batch.MaxBytes, maxLoss: cfg.Buffer.MaxLoss}
+	batch := cfg.Links()[0].Batch // the same for all
+	l := limits{maxAge: batch.MaxAge, maxReadings: batch.MaxReadings, maxBytes: batch.MaxBytes, maxLoss: cfg.Buffer.MaxLoss}
 	if l.maxLoss > 0 {
 		l.maxAge = min(l.maxAge, l.maxLoss/2)
 	}
@@ -125,13 +127,10 @@ func (a *Agent) build() error {
 			a.collect.latest(func(point int, l *last) { tell(point, l.Reading, l.at) })
 		},
 	}
-	if cfg.Uplink.Commands {
+	if cfg.Commander() != nil {
 		a.desk = newDesk(a)
-		env.Desk = a.desk
 	}
-	up, err := uplink.New(cfg.Uplink, env)
-	a.uplink = up
-	return err
+	return a.open(env)
 }
 
 // devices is what the metadata message says of them.
@@ -148,7 +147,7 @@ func (a *Agent) devices() []payload.Device {
 }
 
 // Run runs until ctx ends, then stops everything in order: lines, collector,
-// the queue's last batches (if the broker is there), uplink, socket, queue.
+// the queue's last batches (to brokers that are there), uplinks, socket, queue.
 func (a *Agent) Run(ctx context.Context) error {
 	back := context.WithoutCancel(ctx)
 	notify := newNotifier()
@@ -159,7 +158,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	socketCtx, stopSocket := context.WithCancel(back)
 	defer stopUp()
 	defer stopSocket()
-	var lines, collect, up, socket, watch sync.WaitGroup
+	var lines, collect, up, cursors, socket, watch sync.WaitGroup
 	for _, l := range a.lines {
 		lines.Go(func() {
 			if err := l.Run(ctx, a.collect.emit); err != nil {
@@ -170,13 +169,20 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.desk != nil {
 		lines.Go(func() { a.desk.run(ctx) })
 	}
-	lines.Go(func() { (&expiry{a: a}).run(ctx) })
+	for i := range a.ways {
+		lines.Go(func() { (&expiry{a: a, link: i}).run(ctx) })
+	}
 	collect.Go(a.collect.run)
-	up.Go(func() {
-		if err := a.uplink.Run(upCtx, newSource(a.queue, a.catalog)); err != nil {
-			a.log.Error("the uplink has ended", "error", err)
-		}
-	})
+	for _, w := range a.ways {
+		up.Go(func() {
+			if err := w.up.Run(upCtx, w.src); err != nil {
+				w.log.Error("the uplink has ended", "error", err)
+			}
+		})
+	}
+	if a.share != nil {
+		cursors.Go(func() { a.share.run(socketCtx) })
+	}
 	socket.Go(func() {
 		if err := status.Serve(socketCtx, a.cfg.Status.Socket, a); err != nil {
 			a.log.Error("the agent's socket does not work; status, read and watch cannot reach this agent", "error", err)
@@ -197,6 +203,10 @@ func (a *Agent) Run(ctx context.Context) error {
 	stopSocket()
 	socket.Wait()
 	watch.Wait()
+	cursors.Wait()
+	if a.share != nil {
+		a.share.close()
+	}
 	var err error
 	for _, l := range a.lines {
 		err = errors.Join(err, l.Close())
@@ -207,12 +217,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	return err
 }
 
-// drain waits until the broker has everything, at most for the grace, and
-// not at all while the broker is away.
+// drain waits until each broker that is there has everything, at most for the
+// grace.
 func (a *Agent) drain() {
 	for end := time.Now().Add(grace); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		s := a.queue.Stats()
-		if a.uplink.Stats().State != uplink.StateOnline || s.Losses == 0 && s.Waiting == [2]int64{} {
+		if !slices.ContainsFunc(a.ways, (*way).busy) {
 			return
 		}
 	}

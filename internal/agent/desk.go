@@ -97,11 +97,11 @@ func (d *desk) Answers() <-chan uplink.Answer { return d.answers }
 // run judges until ctx ends and the command under way is done. A record that
 // cannot be kept takes no commands: what is not written down is not done.
 func (d *desk) run(ctx context.Context) {
-	cfg := d.a.cfg
-	o := command.Options{Gateway: cfg.Gateway.ID, File: d.a.beside(auditFile), Lockout: cfg.Uplink.Lockout, Record: d.tell}
+	from := d.a.cfg.Commander()
+	o := command.Options{Gateway: d.a.cfg.Gateway.ID, File: d.a.beside(auditFile), Lockout: from.Lockout, Record: d.tell}
 	var err error
-	if cfg.Uplink.CommandKey != "" {
-		o.Key, err = command.ReadKey(cfg.Uplink.CommandKey)
+	if from.CommandKey != "" {
+		o.Key, err = command.ReadKey(from.CommandKey)
 	}
 	var book *command.Desk
 	if err == nil {
@@ -256,7 +256,7 @@ func (d *desk) carryOut(ctx context.Context, r command.Request) (o outcome) {
 		if r.Lane == buffer.Event.String() {
 			lane = buffer.Event
 		}
-		o.say.Lane, o.say.Lo, o.say.Seq = r.Lane, d.a.queue.Lowest(lane), d.a.queue.Given(lane)
+		o.say.Lane, o.say.Lo, o.say.Seq = r.Lane, d.a.commander().src.Lowest(r.Lane), d.a.queue.Given(lane)
 		o.do.Lane, o.do.From, o.do.To = r.Lane, r.From, r.To
 	case command.Meta:
 		o.do.Meta = true

@@ -19,10 +19,11 @@ const (
 // lookEvery is how often the dates are looked at.
 const lookEvery = 10 * time.Second
 
-// expiry announces the end of the certificates that the uplink depends on, in
+// expiry announces the end of the certificates that an uplink depends on, in
 // the log and as events, each step once.
 type expiry struct {
 	a     *Agent
+	link  int    // of the configuration
 	steps [3]int // by certificate: the step announced last, 0 for none
 }
 
@@ -51,7 +52,7 @@ func (e *expiry) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			s := e.a.uplink.Stats()
+			s := e.a.ways[e.link].up.Stats()
 			e.look(lives(&s))
 		}
 	}
@@ -61,6 +62,10 @@ func (e *expiry) run(ctx context.Context) {
 // renewed since.
 func (e *expiry) look(lives [3]int) {
 	var g telemetry.Group
+	log := e.a.log
+	if name := e.a.cfg.Links()[e.link].Name; name != "" {
+		log = log.With("name", name)
+	}
 	for i, days := range lives {
 		if days < 0 {
 			continue
@@ -76,9 +81,9 @@ func (e *expiry) look(lives [3]int) {
 		}
 		e.steps[i] = step
 		if step != 0 {
-			e.a.log.Warn(expiryText(i, days), "code", "cert-expiry", "days", days)
+			log.Warn(expiryText(i, days), "code", "cert-expiry", "days", days)
 		}
-		if first, ok := e.a.cfg.CertificatePoints(); ok {
+		if first, ok := e.a.cfg.CertificatePoints(e.link); ok {
 			g.Readings = append(g.Readings, telemetry.Reading{Point: first + uint32(i), Value: telemetry.IntValue(int64(days), 0)})
 		}
 	}

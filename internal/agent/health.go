@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -151,24 +152,28 @@ func (h *health) reasons(now time.Time) []status.Reason {
 	if b.LastError != "" {
 		add("disk", "buffer", "the buffer cannot be written: "+b.LastError)
 	}
-	u := h.a.uplink.Stats()
-	if u.State != uplink.StateOnline && now.Sub(u.Since) > patience {
-		code, text := "uplink", "the uplink is away"
-		if u.Err != nil {
-			code, text = u.Err.Code, text+": "+u.Err.Msg
+	for _, w := range h.a.ways {
+		u := w.up.Stats()
+		if u.State != uplink.StateOnline && now.Sub(u.Since) > patience {
+			code, text := "uplink", "the "+w.subject()+" is away"
+			if u.Err != nil {
+				code, text = u.Err.Code, text+": "+u.Err.Msg
+			}
+			add(code, w.subject(), text)
+			out[len(out)-1].Warning = !w.Required
 		}
-		add(code, "uplink", text)
-	}
-	for _, warning := range [...]bool{false, true} {
-		for i, days := range lives(&u) {
-			if days >= 0 && days < expirySoon && warning == (days >= expiryUrgent) {
-				add("cert-expiry", [...]string{"uplink", "authority", "broker"}[i], expiryText(i, days))
-				out[len(out)-1].Warning = warning
+		for _, warning := range [...]bool{false, true} {
+			for i, days := range lives(&u) {
+				if days >= 0 && days < expirySoon && warning == (days >= expiryUrgent) {
+					add("cert-expiry", strings.TrimSpace([...]string{"uplink", "authority", "broker"}[i]+" "+w.Name), w.prefix()+expiryText(i, days))
+					out[len(out)-1].Warning = warning || !w.Required
+				}
 			}
 		}
-	}
-	if u.CertWarning != "" {
-		add("cert-not-used", "uplink", "new certificate files are not used: "+u.CertWarning)
+		if u.CertWarning != "" {
+			add("cert-not-used", w.subject(), w.prefix()+"new certificate files are not used: "+u.CertWarning)
+			out[len(out)-1].Warning = !w.Required
+		}
 	}
 	if b.Losses > 0 {
 		add("readings-lost", "buffer", fmt.Sprintf("%d tombstones wait to be delivered", b.Losses))

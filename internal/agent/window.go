@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,7 +25,7 @@ func (a *Agent) Snapshot() status.Snapshot {
 		Schema: status.Schema, At: now.UnixMilli(), Health: status.OK, Reasons: h.reasons(now),
 		Gateway: status.Gateway{ID: a.cfg.Gateway.ID, Site: a.cfg.Gateway.Site, Version: a.opt.Version,
 			Boot: a.queue.Boot(), Epoch: a.queue.Epoch(), Started: h.started.UnixMilli(), Stopped: a.queue.Stopped(), PID: os.Getpid()},
-		Uplink: uplinkOf(a.uplink.Stats(), now),
+		Uplink: uplinkOf(a.ways[0].up.Stats(), now),
 		Buffer: bufferOf(a.queue, now),
 		Buses:  []status.Bus{},
 	}
@@ -35,6 +34,11 @@ func (a *Agent) Snapshot() status.Snapshot {
 	}
 	for i, l := range a.lines {
 		s.Buses = append(s.Buses, busOf(l.Stats(), &a.cfg.Buses[i], h.started, now))
+	}
+	if a.share != nil {
+		for _, w := range a.ways {
+			s.Uplinks = append(s.Uplinks, w.snapshot(now))
+		}
 	}
 	stamp := a.clock.Stamp()
 	s.Clock = status.Clock{Synced: stamp.Synced, Uptime: stamp.Mono}
@@ -256,41 +260,10 @@ func valuesOf(item buffer.Item, src *source, device string) ([]status.Value, err
 	return out, nil
 }
 
-// TestUplink runs the steps of `uplink test`, through the session if there is one.
-func (a *Agent) TestUplink(ctx context.Context) []status.Step {
-	steps := stepsOf(a.uplink.Test(ctx))
-	for _, s := range steps {
-		if s.State == status.Fail && s.Failure != nil && s.Failure.Note == "" {
-			b := bufferOf(a.queue, time.Now())
-			s.Failure.Note = fmt.Sprintf("%d readings are safe here; the buffer is %d %% full", b.Records, 100*b.Bytes/max(1, b.LimitBytes))
-		}
-	}
-	return steps
-}
-
-// TestUplink runs the steps where no agent runs.
-func TestUplink(ctx context.Context, cfg *config.Config, o Options) ([]status.Step, error) {
-	u, err := OpenUplink(cfg, o)
-	if err != nil {
-		return nil, err
-	}
-	return stepsOf(u.Test(ctx)), nil
-}
-
-// OpenUplink returns the uplink of a configuration, for trying it.
-func OpenUplink(cfg *config.Config, o Options) (*uplink.Uplink, error) {
-	c, err := clock.Open("")
-	if err != nil {
-		return nil, err
-	}
-	return uplink.New(cfg.Uplink, uplink.Env{Gateway: cfg.Gateway.ID, Site: cfg.Gateway.Site, Version: o.Version,
-		Built: o.Built, Clock: c})
-}
-
-func stepsOf(steps []uplink.Step) []status.Step {
+func stepsOf(name string, steps []uplink.Step) []status.Step {
 	var out []status.Step
 	for _, s := range steps {
-		step := status.Step{Broker: s.Broker, Name: s.Name, State: s.State, Text: s.Text, MS: float64(s.Took.Microseconds()) / 1000}
+		step := status.Step{Uplink: name, Broker: s.Broker, Name: s.Name, State: s.State, Text: s.Text, MS: float64(s.Took.Microseconds()) / 1000}
 		if s.Err != nil {
 			step.Failure = ExplainUplink(s.Err)
 		}
@@ -328,7 +301,7 @@ func OpenStopped(cfg *config.Config) (*Stopped, error) {
 // memory with it; without yes it tells what would go. buffer.ErrLocked tells
 // that an agent runs.
 func Erase(cfg *config.Config, yes bool) (buffer.Remains, error) {
-	return buffer.Erase(cfg.Buffer, yes, clockFile, clockFile+".new", auditFile, auditFile+".1", auditFile+".new")
+	return buffer.Erase(cfg.Buffer, yes, clockFile, clockFile+".new", cursorsFile, cursorsFile+".new", auditFile, auditFile+".1", auditFile+".new")
 }
 
 // Buffer is the state of the buffer.

@@ -27,12 +27,13 @@ var (
 //	                    listed ("a,,b") or already the default
 //	min:"0" max:"247"   limits of a number or duration, also for each element of a list
 //	required:"true"     the key must be there
+//	unless:"name"       it need not, if the key name is there
 //	doc:"..."           one sentence for the schema
 //
 // Any type with UnmarshalText takes a scalar of any kind as it is written; if
 // it is a struct, a mapping is bound to its fields instead. A []string takes
 // one scalar as a list of one. An empty section (`rules:` and nothing more)
-// counts as absent. Validate methods are not called: see Section.
+// counts as absent. An element with a method Default begins with that. Validate methods are not called: see Section.
 //
 // A path that already has an error when Bind begins gets no second one.
 //
@@ -57,6 +58,7 @@ type field struct {
 	keyed    bool
 	bytes    bool
 	required bool
+	unless   string
 	enum     []string
 	min, max string
 	doc      string
@@ -80,7 +82,7 @@ func fieldsOf(t reflect.Type) []field {
 			continue
 		}
 		x := field{name: name, index: []int{i}, typ: f.Type, keyed: opts == "keyed",
-			bytes: f.Tag.Get("unit") == "bytes", required: f.Tag.Get("required") == "true",
+			bytes: f.Tag.Get("unit") == "bytes", required: f.Tag.Get("required") == "true", unless: f.Tag.Get("unless"),
 			min: f.Tag.Get("min"), max: f.Tag.Get("max"), doc: f.Tag.Get("doc")}
 		if e, ok := f.Tag.Lookup("enum"); ok {
 			x.enum = strings.Split(e, ",")
@@ -148,7 +150,7 @@ func (b *binder) structure(n *node, e *entry, v reflect.Value, path string) {
 		}
 	}
 	for _, f := range fs {
-		if f.required && !n.has(f.name) && !(n == b.d.root && b.d.broken) && !n.claims(f.name) {
+		if f.required && !n.has(f.name) && !(f.unless != "" && n.has(f.unless)) && !(n == b.d.root && b.d.broken) && !n.claims(f.name) {
 			p := Problem{Path: join(path, f.name), Code: CodeMissing, Msg: fmt.Sprintf("%q is missing", f.name), Hint: f.doc}
 			if path != "" {
 				p.Msg += " in " + path
@@ -358,7 +360,7 @@ func (b *binder) keyed(n *node, e *entry, v reflect.Value, path string) {
 	}
 	out := reflect.MakeSlice(v.Type(), 0, len(n.entries))
 	for _, c := range n.entries {
-		x := reflect.New(base)
+		x := fresh(base)
 		if name := x.Elem().FieldByName("Name"); name.IsValid() && name.Kind() == reflect.String {
 			name.SetString(c.key)
 		}
@@ -378,6 +380,15 @@ func (b *binder) keyed(n *node, e *entry, v reflect.Value, path string) {
 		}
 	}
 	v.Set(out)
+}
+
+// fresh returns a pointer to a new element with its defaults.
+func fresh(t reflect.Type) reflect.Value {
+	x := reflect.New(t)
+	if d, ok := x.Interface().(interface{ Default() }); ok {
+		d.Default()
+	}
+	return x
 }
 
 func (b *binder) list(n *node, e *entry, v reflect.Value, f *field, path string) {

@@ -45,6 +45,7 @@ func (s *schemer) structure(t reflect.Type, v reflect.Value) object {
 	defer delete(s.stack, t)
 	props := object{}
 	var required []string
+	var either []object
 	for _, f := range fieldsOf(t) {
 		var fv reflect.Value
 		if v.IsValid() {
@@ -55,13 +56,18 @@ func (s *schemer) structure(t reflect.Type, v reflect.Value) object {
 			p["description"] = f.doc
 		}
 		props[f.name] = p
-		if f.required {
+		if f.unless != "" {
+			either = append(either, object{"required": []string{f.name}}, object{"required": []string{f.unless}})
+		} else if f.required {
 			required = append(required, f.name)
 		}
 	}
 	m := object{"type": "object", "properties": props, "additionalProperties": false}
 	if required != nil {
 		m["required"] = required
+	}
+	if either != nil {
+		m["oneOf"] = either
 	}
 	return m
 }
@@ -121,7 +127,11 @@ func (s *schemer) value(t reflect.Type, v reflect.Value, f *field) object {
 		}
 	case reflect.Slice:
 		if f.keyed {
-			return object{"type": "object", "additionalProperties": s.value(t.Elem(), reflect.Value{}, &field{})}
+			v := reflect.Value{}
+			if _, ok := reflect.New(t.Elem()).Interface().(interface{ Default() }); ok {
+				v = fresh(t.Elem()).Elem()
+			}
+			return object{"type": "object", "additionalProperties": s.value(t.Elem(), v, &field{})}
 		}
 		m = object{"type": "array", "items": s.value(t.Elem(), reflect.Value{}, f)}
 		if t.Elem().Kind() == reflect.String {

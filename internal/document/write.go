@@ -80,9 +80,10 @@ func (w *writer) keyed(name string, v reflect.Value, depth int) {
 			x = x.Elem()
 		}
 		key := plain(x.FieldByName("Name").String())
-		if hasKeyed(x) {
+		_, whole := x.Addr().Interface().(interface{ Default() })
+		if whole || hasKeyed(x) {
 			w.b.WriteString(pad + "  " + key + ":\n")
-			w.fields(x, depth+2, false)
+			w.fields(x, depth+2, whole)
 			continue
 		}
 		w.b.WriteString(pad + "  " + key + ": " + w.flow(x, reflect.StructField{}, false) + "\n")

@@ -26,16 +26,17 @@ const (
 // Snapshot is the whole state of the agent at one instant. Ages are
 // milliseconds; -1 means never.
 type Snapshot struct {
-	Schema  string   `json:"schema"`
-	At      int64    `json:"at"`     // Unix ms, UTC
-	Health  string   `json:"health"` // ok or degraded
-	Reasons []Reason `json:"reasons"`
-	Gateway Gateway  `json:"gateway"`
-	Uplink  Uplink   `json:"uplink"`
-	Buffer  Buffer   `json:"buffer"`
-	Buses   []Bus    `json:"buses"`
-	Clock   Clock    `json:"clock"`
-	Config  Config   `json:"config"`
+	Schema  string        `json:"schema"`
+	At      int64         `json:"at"`     // Unix ms, UTC
+	Health  string        `json:"health"` // ok or degraded
+	Reasons []Reason      `json:"reasons"`
+	Gateway Gateway       `json:"gateway"`
+	Uplink  Uplink        `json:"uplink"`            // the first one
+	Uplinks []NamedUplink `json:"uplinks,omitempty"` // all, where there are several
+	Buffer  Buffer        `json:"buffer"`
+	Buses   []Bus         `json:"buses"`
+	Clock   Clock         `json:"clock"`
+	Config  Config        `json:"config"`
 }
 
 // Reason is one thing that is not well.
@@ -59,7 +60,7 @@ type Gateway struct {
 	PID     int    `json:"pid"`
 }
 
-// Uplink is the state of the MQTT session.
+// Uplink is the state of an MQTT session.
 type Uplink struct {
 	State     string `json:"state"` // connected, connecting, waiting, off
 	URL       string `json:"url"`
@@ -85,6 +86,15 @@ type Uplink struct {
 	Error     string `json:"error,omitempty"`
 	Hint      string `json:"hint,omitempty"`
 	Insecure  bool   `json:"insecure,omitempty"` // everything travels unencrypted to another machine
+}
+
+// NamedUplink is the state of one of several uplinks.
+type NamedUplink struct {
+	Name       string `json:"name"`
+	Required   bool   `json:"required"`
+	Batches    int64  `json:"batches"`    // that it has yet to deliver
+	Tombstones int    `json:"tombstones"` // likewise
+	Uplink
 }
 
 // Buffer is the state of the durable queue.
@@ -268,6 +278,7 @@ type Batch struct {
 
 // Step is one step of the uplink test.
 type Step struct {
+	Uplink  string   `json:"uplink,omitempty"` // the name of one of several
 	Broker  string   `json:"broker,omitempty"` // where there are several
 	Name    string   `json:"name"`
 	State   string   `json:"state"` // ok, warn, FAIL, unknown, -
@@ -379,7 +390,8 @@ type API interface {
 	Export(ctx context.Context, q ExportQuery, line func(ExportLine) error) error
 	// CheckBuffer reads and decodes every batch that waits.
 	CheckBuffer(ctx context.Context) (BufferCheck, error)
-	TestUplink(ctx context.Context) []Step
+	// TestUplink tries the uplink of a name, or all.
+	TestUplink(ctx context.Context, name string) ([]Step, error)
 	// Capture calls line with each line of a capture of a bus, until ctx
 	// ends; the first is its header. bus may be a device on it.
 	Capture(ctx context.Context, bus string, line func([]byte) error) error

@@ -123,7 +123,8 @@ func handler(api API) http.Handler {
 	})
 	mux.HandleFunc("GET /capture", func(w http.ResponseWriter, r *http.Request) { serveCapture(w, r, api) })
 	mux.HandleFunc("POST /uplink/test", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, api.TestUplink(r.Context()), nil)
+		v, err := api.TestUplink(r.Context(), r.URL.Query().Get("name"))
+		reply(w, v, err)
 	})
 	return mux
 }
@@ -228,8 +229,8 @@ func (c *Client) Peek(ctx context.Context, n int, device string) (v []Batch, err
 }
 
 // TestUplink runs the steps of `uplink test` in the agent.
-func (c *Client) TestUplink(ctx context.Context) (v []Step, err error) {
-	return v, c.do(ctx, "POST", "/uplink/test", nil, &v)
+func (c *Client) TestUplink(ctx context.Context, name string) (v []Step, err error) {
+	return v, c.do(ctx, "POST", "/uplink/test?name="+url.QueryEscape(name), nil, &v)
 }
 
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {

@@ -82,7 +82,9 @@ func (fake) Capture(ctx context.Context, bus string, line func([]byte) error) er
 	}
 	return nil
 }
-func (fake) TestUplink(context.Context) []Step { return []Step{{Name: "dns", State: OK}} }
+func (fake) TestUplink(context.Context, string) ([]Step, error) {
+	return []Step{{Name: "dns", State: OK}}, nil
+}
 
 func TestSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "agent.sock")
@@ -199,7 +201,7 @@ func TestSocket(t *testing.T) {
 	if err := c.Capture(ctx, "zebra", func([]byte) error { return nil }); err == nil || !strings.Contains(err.Error(), "zebra") {
 		t.Error(err)
 	}
-	if st, err := c.TestUplink(ctx); err != nil || len(st) != 1 {
+	if st, err := c.TestUplink(ctx, "cloud"); err != nil || len(st) != 1 {
 		t.Errorf("test %v, %v", st, err)
 	}
 	if err := Serve(ctx, path, fake{}); err == nil {
