@@ -6,17 +6,16 @@ COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 DATE    ?= $(shell git log -1 --format=%cI 2>/dev/null)
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 # What runs once, at a person's pace or in handshakes is not inlined: that is
-# 0.8 MB of the binary. Polling, storing and encoding are.
-COLD     = net net/url net/http/... crypto/tls crypto/x509/... crypto/hpke encoding/asn1 encoding/json encoding/pem \
-	crypto/rsa crypto/ecdsa crypto/internal/fips140/mlkem crypto/internal/fips140/drbg crypto/internal/fips140/ecdsa crypto/internal/fips140/rsa crypto/internal/fips140/ecdh crypto/internal/fips140/ed25519 crypto/internal/fips140/edwards25519 crypto/ed25519 crypto/elliptic crypto/ecdh go.bug.st/... encoding/base64 encoding/hex bufio \
-	crypto/internal/fips140/nistec/... crypto/internal/fips140/bigmod internal/poll internal/godebug internal/bisect internal/syscall/... io io/... path golang.org/x/sys/... tidegate/internal/rule tidegate/uplink/sparkplug math/big sort unicode/... golang.org/x/net/... \
-	regexp/... fmt reflect text/... log/... flag mime/... os os/... time path/... compress/... vendor/... github.com/... \
-	tidegate/cmd/... tidegate/config tidegate/internal/document tidegate/internal/status tidegate/internal/account \
-	tidegate/internal/sim tidegate/internal/capture tidegate/internal/command tidegate/internal/agent \
-	tidegate/driver/mbus tidegate/driver/obis tidegate/uplink go.bug.st/... crypto/ecdh crypto/ed25519 crypto/internal/fips140/nistec \
-	crypto/internal/fips140/edwards25519 crypto/internal/fips140/rsa crypto/internal/fips140/ecdsa \
-	crypto/internal/fips140/ecdh crypto/internal/fips140/ed25519 crypto/internal/fips140/tls12 crypto/internal/fips140/tls13 \
-	strings bufio encoding/hex encoding/base64 net/textproto net/netip crypto/elliptic
+# 0.8 MB of the binary. Polling and encoding are.
+COLD     = net net/url net/http/... encoding/asn1 encoding/json encoding/pem go.bug.st/... encoding/base64 encoding/hex bufio \
+	internal/poll internal/godebug internal/bisect internal/syscall/... io/... golang.org/x/sys/... math/big sort \
+	unicode/... golang.org/x/net/... regexp/... fmt reflect text/... log/... flag mime/... os/... time path/... \
+	compress/... vendor/... github.com/... strings net/textproto net/netip go.etcd.io/... bytes syscall context errors \
+	internal/reflectlite crypto/... hash/... embed runtime/debug runtime/pprof internal/profile internal/singleflight \
+	tidegate/internal/rule tidegate/uplink/sparkplug tidegate/cmd/... tidegate/config tidegate/internal/document \
+	tidegate/internal/status tidegate/internal/account tidegate/internal/sim tidegate/internal/capture \
+	tidegate/internal/command tidegate/internal/agent tidegate/driver/mbus tidegate/driver/obis tidegate/uplink \
+	tidegate/buffer tidegate/internal/clock
 # HTTP/2 is left out: neither the agent's own socket nor a receiver needs it.
 BUILD    = CGO_ENABLED=0 $(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false $(COLD:%=-gcflags=%=-l) -ldflags "$(LDFLAGS)"
 OUT     ?= tidegate
