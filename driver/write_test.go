@@ -170,8 +170,11 @@ func TestWriteRefused(t *testing.T) {
 	s, m := writeSlave(), writable(t)
 	s.Unit(7).Trap(profile.Holding, 60, 1, sim.Fault{Kind: sim.Exception, Code: 4})
 	l := writeLine(t, "tcp", s, m)
+	var mu sync.Mutex
 	var wrote []byte
 	s.Observe(func(e sim.Exchange) {
+		mu.Lock()
+		defer mu.Unlock()
 		if e.Function > 4 {
 			wrote = append(wrote, e.Function)
 		}
@@ -206,9 +209,11 @@ func TestWriteRefused(t *testing.T) {
 			t.Errorf("%s %v: got %v, want code %s", c.point, c.v, err, c.code)
 		}
 	}
+	mu.Lock()
 	if len(wrote) > 0 {
 		t.Errorf("functions %d went out", wrote)
 	}
+	mu.Unlock()
 	_, err := l.WritePoint(context.Background(), "d", "hidden", num(1, 0), WriteOptions{})
 	if !errors.Is(err, Exception(4)) {
 		t.Errorf("a refused write: %v", err)
