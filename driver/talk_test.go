@@ -145,7 +145,7 @@ talk: {init: [{hex: %s}], keep: [{hex: %s}], keep_every: 50ms, stop: [{hex: %s}]
 		t.Errorf("spo2 %v", v)
 	}
 	dev.mu.Lock()
-	if n := len(got.values(0)); n > frames/4 {
+	if n := len(got.values(0)); n > frames/2 {
 		t.Errorf("%d of %d frames were told: they are not thinned", n, frames)
 	}
 	dev.mu.Unlock()
