@@ -20,7 +20,7 @@ import (
 // TestMain lets the tests wait side by side: they sleep more than they work.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	flag.Set("test.parallel", "12")
+	flag.Set("test.parallel", "8")
 	goleak.VerifyTestMain(m)
 }
 

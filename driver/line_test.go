@@ -144,8 +144,7 @@ func TestRunWithLateUnit(t *testing.T) {
 					return
 				}
 				good[u-1]++
-				req, _ := s.seen.Load([6]byte{byte(u), 3, 0, 0, 0, points})
-				if r.Value.Mantissa() != int64(truth(req.(int64), addr)) {
+				if !s.lastSays(byte(u), addr, r.Value.Mantissa()) {
 					wrong[u-1]++
 				}
 			}}

@@ -125,6 +125,19 @@ func (s *slave) right(unit byte, t profile.Table, addr, count uint16, data []byt
 	return ok && slices.Equal(data, truthBytes(n.(int64), byte(t), addr, count))
 }
 
+// lastSays says whether a register is what the last request of its shape for it
+// was answered with: a unit that was long in answering is asked for a block in
+// parts.
+func (s *slave) lastSays(unit byte, addr uint16, value int64) (right bool) {
+	s.seen.Range(func(k, n any) bool {
+		q := k.([6]byte)
+		from, count := binary.BigEndian.Uint16(q[2:]), binary.BigEndian.Uint16(q[4:])
+		right = q[0] == unit && q[1] == 3 && addr >= from && addr-from < count && value == int64(truth(n.(int64), addr))
+		return !right
+	})
+	return right
+}
+
 func truthBytes(n int64, fc byte, addr, count uint16) []byte {
 	var out []byte
 	if fc <= 2 {
