@@ -144,11 +144,12 @@ func (s *tcpStream) ReadSome(p []byte, deadline time.Time) (int, error) {
 		if s.closed.Load() {
 			return 0, ErrGone
 		}
-		wait := time.Until(deadline)
+		now := time.Now()
+		wait := deadline.Sub(now)
 		if wait <= 0 { // what the kernel already holds; raw.Read would not even look
 			return s.received(s.raw.Control(s.look))
 		}
-		if s.until.After(deadline) || time.Until(s.until) < wait/2 {
+		if s.until.After(deadline) || s.until.Sub(now) < wait/2 {
 			s.c.SetReadDeadline(deadline)
 			s.until = deadline
 		}
