@@ -20,7 +20,7 @@ COLD     = net net/url net/http/... encoding/asn1 encoding/json encoding/pem go.
 BUILD    = CGO_ENABLED=0 $(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false $(COLD:%=-gcflags=%=-l) -ldflags "$(LDFLAGS)"
 OUT     ?= tidegate
 
-.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-wear proof-bus proof-many proof-power proof-faults proof-net proof-storm proof-cluster proof-recipes mutants clean
+.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-wear proof-bus proof-many proof-drain proof-power proof-faults proof-net proof-storm proof-cluster proof-recipes mutants clean
 
 build: ## the static binary, ./tidegate
 	$(BUILD) -o $(OUT) ./cmd/tidegate
@@ -94,6 +94,9 @@ proof-bus: ## 32 RTU units on a paced line: share of its physical limit, with 0,
 
 proof-many: ## 1,000 devices on 100 Modbus TCP endpoints, every second
 	$(GO) test -run '^$$' -bench BenchmarkMany -benchtime 1x -count 1 -timeout 30m ./cmd/tidegate
+
+proof-drain: ## live data while a backlog drains, on fast and on thin links; drain beside the MQTT library alone
+	$(GO) test -run '^$$' -bench 'BenchmarkLive|BenchmarkBesidePaho' -benchtime 1x -count 1 -timeout 60m ./uplink
 
 # The rigs of bench/, a module of its own: root, and for the faults strace.
 CUTS ?= 300

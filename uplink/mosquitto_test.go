@@ -31,13 +31,13 @@ func needs(t testing.TB, programs ...string) {
 
 // mosquitto is a real broker that demands client certificates.
 type mosquitto struct {
-	t    *testing.T
+	t    testing.TB
 	dir  string
 	port int
 	cmd  *exec.Cmd
 }
 
-func newMosquitto(t *testing.T, ca *authority, certs [2][]byte, extra string) *mosquitto {
+func newMosquitto(t testing.TB, ca *authority, certs [2][]byte, extra string) *mosquitto {
 	t.Helper()
 	needs(t, "mosquitto", "mosquitto_sub")
 	ln := listen(t)

@@ -1,0 +1,294 @@
+package uplink
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	mqtt "github.com/eclipse/paho.mqtt.golang"
+
+	"tidegate/internal/sim"
+	"tidegate/internal/telemetry"
+)
+
+// row is a Source of one lane that finds a number at once, as the buffer does.
+type row struct {
+	*store
+	items [][]byte // by number from 1; nil: acknowledged
+	low   uint64   // the lowest that is held, or the next
+}
+
+func (r *row) put(b []byte) {
+	r.mu.Lock()
+	r.items = append(r.items, b)
+	r.mu.Unlock()
+	r.signal()
+}
+
+func (r *row) at(n uint64) (Item, bool, error) {
+	return Item{Lane: laneData, Seq: n, Bytes: r.items[n-1], Count: 1, From: 1, To: 1}, true, nil
+}
+
+func (r *row) Next(lane string, from uint64) (Item, bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for n := max(from, r.low); lane == laneData && n <= uint64(len(r.items)); n++ {
+		if r.items[n-1] != nil {
+			return r.at(n)
+		}
+	}
+	return Item{}, false, nil
+}
+
+func (r *row) Prev(lane string, upto uint64) (Item, bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for n := min(upto, uint64(len(r.items))); lane == laneData && n >= r.low; n-- {
+		if r.items[n-1] != nil {
+			return r.at(n)
+		}
+	}
+	return Item{}, false, nil
+}
+
+func (r *row) Ack(_ string, seqs ...uint64) {
+	for _, n := range seqs {
+		r.onAck(laneData, n)
+		r.mu.Lock()
+		r.items[n-1] = nil
+		for r.low <= uint64(len(r.items)) && r.items[r.low-1] == nil {
+			r.low++
+		}
+		r.mu.Unlock()
+	}
+}
+
+func (r *row) Given(lane string) uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if lane != laneData {
+		return 0
+	}
+	return uint64(len(r.items))
+}
+
+func (r *row) Lowest(lane string) uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if lane != laneData {
+		return 1
+	}
+	return r.low
+}
+
+// drain is an uplink with a backlog, and with live data while it drains.
+type drain struct {
+	src   *row
+	site  *site
+	first uint64 // the first number that is live
+
+	mu    sync.Mutex
+	given map[uint64]time.Time // of live numbers that are not acknowledged
+	took  []time.Duration      // from being there to the PUBACK
+}
+
+func newDrain(b testing.TB, batches, rows int) *drain {
+	d := &drain{src: &row{store: newStore(b), low: 1}, site: newSite(7), given: map[uint64]time.Time{}, first: uint64(batches) + 1}
+	d.src.cat = fifty()
+	wall := time.Now().Add(-time.Hour).UnixMilli()
+	for range batches {
+		d.src.put(d.batch(wall, rows))
+		wall += int64(rows) * 10
+	}
+	d.src.onAck = func(_ string, seq uint64) {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if at, ok := d.given[seq]; ok {
+			d.took = append(d.took, time.Since(at))
+			delete(d.given, seq)
+		}
+	}
+	return d
+}
+
+// batch holds rows of the fifty points.
+func (d *drain) batch(wall int64, rows int) []byte {
+	var groups []telemetry.Group
+	for i := range rows {
+		for m := range 5 {
+			groups = append(groups, d.site.meter(m, wall+int64(i)*10))
+		}
+	}
+	body, err := telemetry.AppendBatch(nil, &telemetry.Batch{Catalog: d.src.cat.Hash(), Boot: 1, Synced: true, Groups: groups})
+	if err != nil {
+		d.src.t.Fatal(err)
+	}
+	return body
+}
+
+// live gives a batch of rows every so often until the backlog is gone, and
+// then waits for the last of them. It returns how long the backlog took.
+func (d *drain) live(every time.Duration, rows int) time.Duration {
+	start := time.Now()
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for range tick.C {
+		body := d.batch(time.Now().UnixMilli(), rows)
+		d.mu.Lock()
+		d.given[d.src.Given(laneData)+1] = time.Now()
+		d.mu.Unlock()
+		d.src.put(body)
+		if item, ok, _ := d.src.Next(laneData, 0); !ok || item.Seq >= d.first {
+			break
+		}
+	}
+	took := time.Since(start)
+	eventually(d.src.t, time.Minute, "the last live batch", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return len(d.given) == 0 })
+	return took
+}
+
+// BenchmarkLive: how old live data is when the broker has it, while a backlog
+// drains over TLS to mosquitto: a million readings on a fast link and at
+// 64 kbit/s with 50 points every 10 s, and ten minutes of 5,000 readings/s at
+// 16 kB/s and 300 ms, with 5,000 readings/s going on. make proof-drain runs it.
+func BenchmarkLive(b *testing.B) {
+	ca := newAuthority(b, "ca")
+	sc, sk := ca.good("127.0.0.1")
+	m := newMosquitto(b, ca, [2][]byte{sc, sk}, "")
+	cc, ck := ca.good("gw-1")
+	identity := identityDir(b, ca.pem, cc, ck)
+	for _, x := range []struct {
+		name          string
+		shape         string
+		bytes         int // a second; 0: no limit
+		delay         time.Duration
+		batches, rows int
+		every         time.Duration
+		liveRows      int
+		most          time.Duration // p99 of live data
+	}{
+		{"fast", "records", 0, 0, 1000, 20, 200 * time.Millisecond, 20, 2 * time.Second},
+		{"64kbit", "packed", 8000, 50 * time.Millisecond, 1000, 20, 10 * time.Second, 1, 10 * time.Second},
+		{"16kB-300ms", "packed", 16_000, 150 * time.Millisecond, 3000, 20, 200 * time.Millisecond, 20, 10 * time.Second},
+	} {
+		b.Run(x.name, func(b *testing.B) {
+			for range b.N {
+				link, err := sim.NewLink(fmt.Sprint("127.0.0.1:", m.port))
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer link.Close()
+				link.SetRate(x.bytes)
+				link.SetDelay(x.delay)
+				d := newDrain(b, x.batches, x.rows)
+				u := newUplink(b, "mqtts://"+link.Addr(), func(o *Options) { o.Identity, o.Shape = identity, x.shape })
+				u.env.Catalog, u.tune = d.src.cat, defaultTuning()
+				run := start(b, u, d.src)
+				eventually(b, 30*time.Second, "connected", func() bool { return run.Stats().State == StateOnline })
+				took := d.live(x.every, x.liveRows)
+				s := run.Stats()
+				run.stop()
+				slices.Sort(d.took)
+				p99 := d.took[(len(d.took)*99-1)/100]
+				b.ReportMetric(took.Seconds(), "s-drain")
+				b.ReportMetric(float64(x.batches*x.rows*50)/took.Seconds(), "readings/s")
+				b.ReportMetric(d.took[len(d.took)/2].Seconds(), "s-live-p50")
+				b.ReportMetric(p99.Seconds(), "s-live-p99")
+				b.ReportMetric(float64(len(d.took)), "live-batches")
+				b.ReportMetric(float64(s.Repeats), "repeats")
+				b.ReportMetric(0, "ns/op")
+				if p99 > x.most || s.Sessions != 1 {
+					b.Errorf("live data is %v old, at most %v may be; %d sessions", p99, x.most, s.Sessions)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkBesidePaho drains a backlog over TLS to mosquitto, by turns as the
+// uplink and as the MQTT library alone with messages of the same size and as
+// many in flight, and fails when the uplink moves less than 80 % of the bytes
+// a second: medians of five turns.
+func BenchmarkBesidePaho(b *testing.B) {
+	ca := newAuthority(b, "ca")
+	sc, sk := ca.good("127.0.0.1")
+	m := newMosquitto(b, ca, [2][]byte{sc, sk}, "")
+	cc, ck := ca.good("gw-1")
+	identity := identityDir(b, ca.pem, cc, ck)
+	const turns, batches = 5, 3000
+	for _, shape := range []string{"records", "columns", "packed"} {
+		b.Run(shape, func(b *testing.B) {
+			for range b.N {
+				var own, bare []float64
+				size := 0
+				for range turns {
+					d := newDrain(b, batches, 20)
+					u := newUplink(b, m.url(), func(o *Options) { o.Identity, o.Shape = identity, shape })
+					u.env.Catalog, u.tune = d.src.cat, defaultTuning()
+					run := start(b, u, d.src)
+					eventually(b, 30*time.Second, "connected", func() bool { return run.Stats().State == StateOnline })
+					began, sent := time.Now(), run.Stats().BytesOut
+					eventually(b, time.Minute, "drained", func() bool { return d.src.Lowest(laneData) > batches })
+					took := time.Since(began)
+					sent = run.Stats().BytesOut - sent
+					run.stop()
+					own = append(own, float64(sent)/took.Seconds())
+					size = int(sent) / batches
+					bare = append(bare, pahoAlone(b, m, ca, identity, size, batches, Defaults().Inflight))
+				}
+				slices.Sort(own)
+				slices.Sort(bare)
+				ratio := own[turns/2] / bare[turns/2]
+				b.ReportMetric(float64(size), "B/message")
+				b.ReportMetric(own[turns/2]/1e6, "MB/s")
+				b.ReportMetric(bare[turns/2]/1e6, "paho-MB/s")
+				b.ReportMetric(ratio, "x-paho")
+				b.ReportMetric(0, "ns/op")
+				b.Logf("%s: %d bytes a message, %.1f MB/s, the library alone %.1f MB/s: %.2f", shape, size, own[turns/2]/1e6, bare[turns/2]/1e6, ratio)
+				if ratio < 0.8 {
+					b.Errorf("%.2f of what the library alone moves", ratio)
+				}
+			}
+		})
+	}
+}
+
+// pahoAlone returns the bytes a second of n messages of a size.
+func pahoAlone(b *testing.B, m *mosquitto, ca *authority, identity string, size, n, inflight int) float64 {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca.pem)
+	pair, err := tls.LoadX509KeyPair(filepath.Join(identity, "client.crt"), filepath.Join(identity, "client.key"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	o := mqtt.NewClientOptions().AddBroker(fmt.Sprintf("ssl://127.0.0.1:%d", m.port)).SetClientID("bare").
+		SetTLSConfig(&tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}}).SetAutoReconnect(false).SetCleanSession(true)
+	c := mqtt.NewClient(o)
+	if t := c.Connect(); !t.WaitTimeout(10*time.Second) || t.Error() != nil {
+		b.Fatal(t.Error())
+	}
+	defer c.Disconnect(100)
+	body := make([]byte, size-60) // the topic, the heads of MQTT and TLS
+	tokens := make(chan mqtt.Token, inflight-1)
+	done := make(chan struct{})
+	began := time.Now()
+	go func() {
+		defer close(done)
+		for t := range tokens {
+			if t.Wait(); t.Error() != nil {
+				b.Error(t.Error())
+			}
+		}
+	}()
+	for range n {
+		tokens <- c.Publish("tg/v1/here/bare/up", 1, false, body)
+	}
+	close(tokens)
+	<-done
+	return float64(size*n) / time.Since(began).Seconds()
+}
