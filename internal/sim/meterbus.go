@@ -190,15 +190,7 @@ func (b *MeterBus) answer(f mbus.Frame, now time.Time) (out []byte, late time.Du
 
 // Serve answers on rw until ctx ends or writing fails.
 func (b *MeterBus) Serve(ctx context.Context, rw io.ReadWriter) error {
-	in, end := readAll(ctx, rw)
-	err := b.listen(ctx, rw, in)
-	if rerr := end(); err == nil {
-		err = rerr
-	}
-	if errors.Is(err, io.EOF) || ctx.Err() != nil {
-		return nil
-	}
-	return err
+	return converse(ctx, rw, b.listen)
 }
 
 func (b *MeterBus) listen(ctx context.Context, w io.Writer, in <-chan chunk) error {

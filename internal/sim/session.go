@@ -69,6 +69,20 @@ func (s *Slave) serve(ctx context.Context, rw io.ReadWriter, k framing, w Wire) 
 	return err
 }
 
+// converse speaks on rw, and answers what is read from it, until ctx ends, the other side has
+// gone or writing fails.
+func converse(ctx context.Context, rw io.ReadWriter, answer func(context.Context, io.Writer, <-chan chunk) error) error {
+	in, end := readAll(ctx, rw)
+	err := answer(ctx, rw, in)
+	if rerr := end(); err == nil {
+		err = rerr
+	}
+	if errors.Is(err, io.EOF) || ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
 // readAll reads in a goroutine of its own until ctx ends, end is called or
 // reading fails; end waits for it and returns why it ended. A pty that nobody
 // has open gives EIO: that is a wait, not an end.

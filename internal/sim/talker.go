@@ -33,15 +33,7 @@ func (t *Talker) Serve(ctx context.Context, rw io.ReadWriter) error {
 	if len(t.Frames) == 0 {
 		return errors.New("sim: a talker needs at least one frame")
 	}
-	in, end := readAll(ctx, rw)
-	err := t.speak(ctx, rw, in)
-	if rerr := end(); err == nil {
-		err = rerr
-	}
-	if errors.Is(err, io.EOF) || ctx.Err() != nil {
-		return nil
-	}
-	return err
+	return converse(ctx, rw, t.speak)
 }
 
 // ServeTCP speaks on every connection that ln accepts until ctx ends; it

@@ -3,7 +3,6 @@ package sim
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -220,19 +219,10 @@ func (v *Voice) Serve(ctx context.Context, rw io.ReadWriter) error {
 		}}
 		return t.Serve(ctx, rw)
 	}
-	in, end := readAll(ctx, rw)
-	answer := v.answer
 	if v.signsOn {
-		answer = v.readout
+		return converse(ctx, rw, v.readout)
 	}
-	err := answer(ctx, rw, in)
-	if rerr := end(); err == nil {
-		err = rerr
-	}
-	if errors.Is(err, io.EOF) || ctx.Err() != nil {
-		return nil
-	}
-	return err
+	return converse(ctx, rw, v.answer)
 }
 
 // answer waits for the messages of the profile.
