@@ -37,6 +37,14 @@ func (a *app) csrCmd(which *string) *cobra.Command {
 	return c
 }
 
+// named is the flag that an uplink must be called with, "" where it is the only one.
+func named(link *config.Uplink) string {
+	if link.Name == "" {
+		return ""
+	}
+	return " --uplink " + link.Name
+}
+
 // theUplink loads the configuration and picks one of its uplinks: of several
 // the name must be said.
 func (a *app) theUplink(name string) (*config.Config, *config.Uplink, error) {
@@ -87,7 +95,7 @@ func (a *app) csr(which, name string, force bool) error {
 		fmt.Fprintf(a.out, "kept  %s  the request is for this key\n", key)
 	}
 	fmt.Fprintf(a.out, "wrote %s  CN=%s\n      sha256 %s\n", csr, name, short(sum))
-	fmt.Fprintf(a.err, "next:  send %s to your CA, then\n       tidegate uplink cert client.crt   (checks it, tries it, then puts it in place)\n", filepath.Base(csr))
+	fmt.Fprintf(a.err, "next:  send %s to your CA, then\n       tidegate uplink cert%s client.crt   (checks it, tries it, then puts it in place)\n", filepath.Base(csr), named(link))
 	return nil
 }
 
@@ -152,7 +160,7 @@ func (a *app) showCert(link *config.Uplink) error {
 	}
 	if c == nil {
 		return &status.Failure{Code: "cert-file", What: "there is no client certificate", Where: link.ClientKey(),
-			Try: "tidegate uplink csr", Exit: exitNoInput}
+			Try: "tidegate uplink csr" + named(link), Exit: exitNoInput}
 	}
 	r := report(c)
 	if a.json {
