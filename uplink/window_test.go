@@ -1,7 +1,10 @@
 package uplink
 
 import (
+	"context"
+	"net"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"tidegate/internal/sim"
@@ -91,21 +94,73 @@ func TestWindowFollows(t *testing.T) {
 	}
 }
 
-// TestPublishRate: in no second more messages than the cap, of whatever kind;
-// live data and backlog obey alike.
+// TestPublishRate in simulated time: in no second more messages than the cap,
+// of whatever kind, and hardly fewer while something waits; the next
+// connection does not begin anew.
 func TestPublishRate(t *testing.T) {
-	b := newScript(t, sim.ScriptOptions{})
-	src := newStore(t).add(laneData, 15)
-	u := start(t, newUplink(t, "mqtt://"+b.Addr(), func(o *Options) { o.PublishRate = 20 }), src)
-	began := time.Now()
-	eventually(t, 20*time.Second, "half of it", func() bool { return src.waiting() < 10 })
-	src.add(laneData, 15)
-	eventually(t, 20*time.Second, "all delivered", func() bool { return src.waiting() == 0 })
-	if took := time.Since(began); took < 30*time.Second/20 {
-		t.Errorf("32 messages at 20 a second took %s", took)
-	}
-	u.stop()
+	const rate = 20
+	synctest.Test(t, func(t *testing.T) {
+		src := newStore(t).add(laneData, 100).add(laneEvent, 10)
+		src.losses = []Loss{{Lane: laneData, From: 1, To: 1, Why: "full"}}
+		u := newUplink(t, "mqtt://127.0.0.1:1", func(o *Options) { o.PublishRate = rate })
+		u.tune.status = 300 * time.Millisecond
+		u.tune.meta = 500 * time.Millisecond
+		ln := &pipes{make(chan net.Conn)}
+		b := sim.NewScript(ln, sim.ScriptOptions{})
+		for range 2 {
+			ours, theirs := net.Pipe()
+			ln.conns <- theirs
+			raw := &rawConn{Conn: ours, meter: &u.meter, limit: time.Minute}
+			l, problem := u.connect(t.Context(), newWire(raw, raw, u.broker()), true)
+			if problem != nil {
+				t.Fatal(problem)
+			}
+			s := &session{u: u, src: src, link: l, began: time.Now(), metaSent: map[string]bool{},
+				order: newOrder(u, src), scout: newScout(u, l), window: newWindow(), progress: time.Now()}
+			ctx, cancel := context.WithTimeout(t.Context(), 2900*time.Millisecond)
+			if err := s.run(ctx); err != nil {
+				t.Error(err)
+			}
+			cancel()
+			if err := s.leave(); err != nil { // says goodbye
+				t.Error(err)
+			}
+			l.end(true)
+			s.settle(nil)
+		}
+		b.Close()
+		kinds, got := map[string]int{}, b.Received()
+		for i, a := range got {
+			kinds[a.Topic]++
+			if i < rate {
+				continue
+			}
+			if d := a.At.Sub(got[i-rate].At); d < time.Second {
+				t.Errorf("%d messages within %s", rate+1, d)
+			}
+		}
+		t.Logf("%d messages: %v", len(got), kinds)
+		if lasted := got[len(got)-1].At.Sub(got[0].At); float64(len(got)) < 0.95*rate*lasted.Seconds() {
+			t.Errorf("%d messages in %s, %d a second are allowed", len(got), lasted, rate)
+		}
+		if len(kinds) != 4 {
+			t.Errorf("not all kinds were said: %v", kinds)
+		}
+	})
 }
+
+// pipes is a listener that accepts what it is given.
+type pipes struct{ conns chan net.Conn }
+
+func (p *pipes) Accept() (net.Conn, error) {
+	if c, ok := <-p.conns; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (p *pipes) Close() error   { close(p.conns); return nil }
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
 
 // TestPace in made-up time: the cap spaces messages.
 func TestPace(t *testing.T) {
