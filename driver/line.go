@@ -165,7 +165,7 @@ func (l *Line) addDevice(o *Device, now time.Time) error {
 	if o.Map == nil {
 		return errors.New("it has no map of points")
 	}
-	d := &device{name: o.Name, opt: o, timeout: o.timeout(l.timeout), gap: max(o.Map.Gap, o.Gap), grid: newGrid(l.name, o.Name, o.every())}
+	d := &device{name: o.Name, opt: o, timeout: o.timeout(l.timeout), gap: max(o.Map.Gap, o.Gap), grid: newGrid(l.name, o.Name, len(l.opt.Devices), o.every())}
 	d.stats = DeviceStats{Name: o.Name, Unit: o.unit(), State: "init", Every: o.every()}
 	d.memory = o.Map.NewMemory()
 	l.devices = append(l.devices, d)

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"tidegate/driver/profile"
-	"tidegate/internal/clock"
 	"tidegate/internal/telemetry"
 )
 
@@ -140,7 +139,6 @@ func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*tele
 		again, err = l.probe(ctx, j, a, now, emit)
 		return
 	}
-	before := l.clk.Stamp()
 	r, err2 := l.query(ctx, d.unit, j.ask, d.timeout, d.gap)
 	if err = err2; err != nil {
 		now = time.Now()
@@ -163,7 +161,7 @@ func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*tele
 		l.fail(j, err, now, emit)
 		return
 	}
-	l.group.At = midpoint(before, l.clk.Stamp())
+	l.group.At = l.clk.Stamp().Before(time.Since(r.sent) / 2) // the middle of request and answer
 	l.group.Readings = d.model().Decode(j.req, r.data, d.opt.Base, l.group.Readings[:0])
 	j.failure, j.good = nil, true
 	l.mu.Lock()
@@ -206,14 +204,6 @@ func (l *Line) fail(j *job, err error, now time.Time, emit func(*telemetry.Group
 		l.group.Readings = append(l.group.Readings, telemetry.Reading{Point: j.dev.opt.Base + uint32(i), Quality: telemetry.Comm, Cause: cause})
 	}
 	emit(&l.group)
-}
-
-// midpoint returns the instant between two stamps.
-func midpoint(a, b clock.Stamp) clock.Stamp {
-	b.Wall = a.Wall + (b.Wall-a.Wall)/2
-	b.Mono = a.Mono + (b.Mono-a.Mono)/2
-	b.Synced = a.Synced && b.Synced
-	return b
 }
 
 // query asks a unit for a block and keeps account of what it owes. The line

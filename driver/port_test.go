@@ -98,7 +98,7 @@ func TestParseConnect(t *testing.T) {
 func TestTimetable(t *testing.T) {
 	t.Parallel()
 	for _, every := range []time.Duration{100 * time.Millisecond, time.Second, 7 * time.Second, time.Hour} {
-		g := newGrid("bus", "device", every)
+		g := newGrid("bus", "device", 1, every)
 		now := time.Now()
 		due, _ := g.after(now, now)
 		if d := due.Sub(now); d < every/2 || d > every*3/2 {
@@ -119,8 +119,46 @@ func TestTimetable(t *testing.T) {
 			t.Errorf("%v: after a pause of 10.5 periods: next %v, %d skipped", every, next.Sub(due), skipped)
 		}
 	}
-	if a, b := newGrid("bus", "a", time.Second), newGrid("bus", "b", time.Second); a.phase == b.phase {
+	for devices, want := range map[int]int{1: slots, slots: slots, slots + 1: slotsMany, 99: slotsMany} {
+		phases := map[int64]bool{}
+		for i := range 1000 {
+			phases[newGrid("bus", strconv.Itoa(i), devices, time.Second).phase] = true
+		}
+		if len(phases) != want {
+			t.Errorf("%d devices on a line have %d phases, not %d", devices, len(phases), want)
+		}
+	}
+	if a, b := newGrid("bus", "a", 2, time.Second), newGrid("bus", "b", 2, time.Second); a.phase == b.phase {
 		t.Error("two devices have one phase")
+	}
+}
+
+// TestMidway: a group is stamped half way between request and answer.
+func TestMidway(t *testing.T) {
+	t.Parallel()
+	const delay = 400 * time.Millisecond
+	asked := make(chan time.Time, 1)
+	s := newSlave(kindTCP, 1)
+	s.plan = func(int, byte, uint16) fault {
+		select {
+		case asked <- time.Now():
+		default:
+		}
+		return fault{delay: delay}
+	}
+	got := make(chan [2]time.Time, 1)
+	run(t, bus(t, s, "tcp", 20*delay), func(g *telemetry.Group) {
+		select {
+		case got <- [2]time.Time{time.UnixMilli(g.At.Wall), time.Now()}:
+		default:
+		}
+	})
+	from, to := <-asked, <-got
+	if d := to[0].Sub(from); d < delay/2-10*time.Millisecond {
+		t.Errorf("stamped %v after the request, which took %v to answer", d, delay)
+	}
+	if d := to[1].Sub(to[0]); d < delay/2-10*time.Millisecond {
+		t.Errorf("stamped %v before the answer, which took %v", d, delay)
 	}
 }
 

@@ -12,21 +12,28 @@ type grid struct {
 	every, phase int64 // nanoseconds
 }
 
-// The phases of a period: as many as there are, at most slots, and not
-// further apart than slotMax. Polls of many lines that share an instant cost
-// one waking of the processor instead of many, which is most of what a poll
-// costs; slots keep them from all beginning at the full second.
+// The phases of a period: at least slots, and not further apart than slotMax.
+// Polls of many lines that share an instant cost one waking of the processor
+// instead of many, which is most of what a poll costs; slots keep them from
+// all beginning at the full second. Devices that share a line wait for each
+// other: where they are many, their polls lie further apart in time.
 const (
-	slots   = 16
-	slotMax = 250 * time.Millisecond
+	slots     = 4
+	slotsMany = 16
+	slotMax   = 250 * time.Millisecond
 )
 
 // newGrid derives the phase from the names: it is the same after a restart.
-func newGrid(line, device string, every time.Duration) grid {
+// devices is how many there are on the line.
+func newGrid(line, device string, devices int, every time.Duration) grid {
 	h := fnv.New64a()
 	h.Write([]byte(line + "/" + device))
 	g := grid{every: max(int64(every), 1)}
-	slot := max(min(g.every/slots, int64(slotMax)), 1)
+	n := int64(slots)
+	if devices > slots {
+		n = slotsMany
+	}
+	slot := max(min(g.every/n, int64(slotMax)), 1)
 	g.phase = int64(h.Sum64()%uint64((g.every+slot-1)/slot)) * slot
 	return g
 }

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +28,13 @@ type Stamp struct {
 	Mono   int64  // milliseconds since the kernel booted, suspend included (CLOCK_BOOTTIME)
 	Boot   uint32 // number of the kernel boot, counted by Open
 	Synced bool   // the wall clock was synchronised
+}
+
+// Before returns the instant that lies d before s.
+func (s Stamp) Before(d time.Duration) Stamp {
+	s.Wall -= d.Milliseconds()
+	s.Mono -= d.Milliseconds()
+	return s
 }
 
 // Clock stamps and resolves. It is safe for concurrent use.
@@ -231,11 +239,15 @@ func (c *Clock) save(wall int64) error {
 	return nil
 }
 
-// now reads wall clock and uptime together, in milliseconds.
+// now reads wall clock and uptime together, in milliseconds. The call never
+// blocks, so the runtime is not told of it: that would wake its monitor, a
+// thread of its own, for each reading of the clock on an idle processor.
 func now() (wall, mono int64) {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
-		unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // kernels before 2.6.39
+	for _, id := range [2]uintptr{unix.CLOCK_BOOTTIME, unix.CLOCK_MONOTONIC} { // kernels before 2.6.39 know the second only
+		if _, _, failed := unix.RawSyscall(unix.SYS_CLOCK_GETTIME, id, uintptr(unsafe.Pointer(&ts)), 0); failed == 0 {
+			break
+		}
 	}
 	return time.Now().UnixMilli(), ts.Nano() / 1e6
 }
