@@ -22,7 +22,7 @@ func failure(err error) *status.Failure {
 	case errors.As(err, &f):
 		return f
 	case errors.As(err, &u):
-		return &status.Failure{Code: "usage", What: u.Error(), Try: "tidegate help", Exit: exitUsage}
+		return &status.Failure{Code: "usage", What: u.Error(), Exit: exitUsage}
 	case errors.Is(err, status.ErrNoAgent):
 		return &status.Failure{Code: "agent-down", What: err.Error(),
 			Likely: "the agent is not running, or it uses another configuration",

@@ -78,20 +78,24 @@ func execute(args []string, in io.Reader, out, errw io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
-	err := root.ExecuteContext(ctx)
+	verb, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
-	return a.report(err)
+	return a.report(err, verb.CommandPath())
 }
 
-// report writes an error as a person reads it and returns the exit code.
-func (a *app) report(err error) int {
+// report writes an error of a verb ("tidegate read") as a person reads it and
+// returns the exit code.
+func (a *app) report(err error, verb string) int {
 	var e exit
 	if errors.As(err, &e) {
 		return int(e)
 	}
 	f := failure(err)
+	if f.Code == "usage" && f.Try == "" {
+		f.Try = strings.Replace(verb, "tidegate", "tidegate help", 1)
+	}
 	if a.json {
 		printJSON(a.err, struct {
 			Schema string          `json:"schema"`

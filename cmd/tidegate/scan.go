@@ -127,7 +127,7 @@ func (a *app) scan(ctx context.Context, targets []string, f *scanFlags) error {
 		}
 		if err != nil {
 			if len(targets) > 1 {
-				a.report(err)
+				a.report(err, "tidegate scan")
 			}
 			last = err
 		}
