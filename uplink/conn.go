@@ -39,7 +39,7 @@ type rawConn struct {
 
 const (
 	lastWord   = 200 * time.Millisecond
-	writeChunk = 16 << 10 // so many bytes may take the limit
+	writeChunk = 17 << 10 // so many bytes may take the limit: a whole record of TLS
 )
 
 func (c *rawConn) Read(p []byte) (int, error) {
@@ -111,6 +111,9 @@ func openTLS(ctx context.Context, raw *rawConn, c *tls.Config, timeout time.Dura
 // packet on its way: what no broker may send ends the connection before the
 // library sees it, and it keeps the proof of delivery, which PUBLISH was
 // written and which PUBACK came for it on this very connection.
+//
+// It takes a PUBLISH at once and writes it by itself, several in one piece
+// if they wait: while one is written the session makes the next.
 type wire struct {
 	net.Conn // TCP, TLS or WebSocket
 	raw      *rawConn
@@ -130,15 +133,32 @@ type wire struct {
 
 	notify chan struct{} // 1-buffered: something was written or acknowledged
 
+	writing sync.Mutex // held while a piece is written
+
 	mu     sync.Mutex
-	proof  map[uint16]*proof
-	quick  uint64 // messages of quality 0 that were written
+	out    []byte   // packets that are not written, one behind the other
+	ends   []packet // where they end
+	gone   uint64   // bytes of packets that left out
+	writer bool     // a goroutine writes what is in out
+	broken error    // of a write: nothing more is written
+	proof  map[uint16]proof
 	err    error
 	dead   chan struct{} // closed with the first error
 	closed bool
 }
 
-// proof is what is known of one PUBLISH of quality 1.
+// packet is one that waits to be written.
+type packet struct {
+	end int    // in wire.out
+	id  uint16 // of a PUBLISH of quality 1, else 0
+}
+
+// ahead is how many bytes may wait to be written: enough to make the next
+// messages meanwhile. What is under way as a whole is bounded by the window.
+const ahead = 64 << 10
+
+// proof is what is known of one PUBLISH of quality 1, from the moment on in
+// which its writing begins.
 type proof struct {
 	written time.Time // zero while it is being written
 	acked   time.Time // zero before the PUBACK
@@ -154,7 +174,7 @@ const (
 
 func newWire(c net.Conn, raw *rawConn, b broker) *wire {
 	return &wire{Conn: c, raw: raw, broker: b, r: bufio.NewReaderSize(c, 4<<10), most: maxIncoming, notify: make(chan struct{}, 1),
-		proof: map[uint16]*proof{}, dead: make(chan struct{})}
+		proof: map[uint16]proof{}, dead: make(chan struct{})}
 }
 
 // fail keeps the first error and wakes the session.
@@ -313,9 +333,11 @@ func (w *wire) finished() {
 	if w.kind != pubackType {
 		return
 	}
+	id := binary.BigEndian.Uint16(w.id[:])
 	w.mu.Lock()
-	if p := w.proof[binary.BigEndian.Uint16(w.id[:])]; p != nil && p.acked.IsZero() {
+	if p, ok := w.proof[id]; ok && p.acked.IsZero() {
 		p.acked = time.Now()
+		w.proof[id] = p
 	}
 	w.mu.Unlock()
 	w.wake()
@@ -328,46 +350,109 @@ func (w *wire) wake() {
 	}
 }
 
-// Write passes a whole packet on: the MQTT library writes each in one piece.
+// Write takes a whole packet: the MQTT library writes each in one piece. A
+// PUBLISH or PUBACK is written soon if there is room for it. All else is
+// written when Write returns: the library begins to wait for an answer then.
 func (w *wire) Write(p []byte) (int, error) {
-	id, publish := publishID(p)
-	if publish {
-		w.mu.Lock()
-		w.proof[id] = &proof{}
-		w.mu.Unlock()
-	}
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, err := w.Conn.Write(p)
-	if err != nil {
-		if p[0]>>4 == connectType && peerClosed(err) {
-			err = w.lastAlert(err)
-		}
-		w.fail(err)
-	}
-	switch {
-	case publish:
-		w.mu.Lock()
-		if x := w.proof[id]; x != nil {
-			x.written = time.Now()
-		}
+	id, _ := publishID(p)
+	kind := p[0] >> 4
+	w.mu.Lock()
+	if err := w.broken; err != nil {
 		w.mu.Unlock()
-		w.wake()
-	case p[0]>>4 == publishType:
-		w.mu.Lock()
-		w.quick++
-		w.mu.Unlock()
-		w.wake()
+		return 0, err
 	}
-	return n, err
+	soon := (kind == publishType || kind == pubackType) && len(w.out) < ahead
+	w.out = append(w.out, p...)
+	w.ends = append(w.ends, packet{len(w.out), id})
+	upto := w.gone + uint64(len(w.out))
+	if soon && !w.writer {
+		w.writer = true
+		go w.drain()
+	}
+	w.mu.Unlock()
+	for !soon && !w.past(upto) {
+		if err := w.piece(); err != nil {
+			if kind == connectType && peerClosed(err) {
+				err = w.lastAlert(err)
+			}
+			return 0, w.fail(err)
+		}
+	}
+	return len(p), nil
 }
 
-// quickly returns how many messages of quality 0 were written.
-func (w *wire) quickly() uint64 {
+// drain writes until nothing waits.
+func (w *wire) drain() {
+	for {
+		w.mu.Lock()
+		if len(w.out) == 0 {
+			w.writer = false
+			w.mu.Unlock()
+			return
+		}
+		w.mu.Unlock()
+		if err := w.piece(); err != nil {
+			w.fail(err)
+			return
+		}
+	}
+}
+
+// piece writes what waits, but no more than ahead if that is several packets.
+func (w *wire) piece() error {
+	w.writing.Lock()
+	defer w.writing.Unlock()
+	w.mu.Lock()
+	n, end := 0, 0
+	for ; n < len(w.ends) && (n == 0 || w.ends[n].end <= ahead); n++ {
+		end = w.ends[n].end
+		if id := w.ends[n].id; id != 0 {
+			w.proof[id] = proof{}
+		}
+	}
+	out, err := w.out[:end], w.broken // what comes meanwhile is put behind
+	w.mu.Unlock()
+	if n == 0 || err != nil {
+		return err
+	}
+	_, err = w.Conn.Write(out)
+	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.quick
+	if w.broken = err; err != nil {
+		return err
+	}
+	for _, p := range w.ends[:n] {
+		if x, ok := w.proof[p.id]; ok {
+			x.written = now
+			w.proof[p.id] = x
+		}
+	}
+	w.ends = append(w.ends[:0], w.ends[n:]...)
+	for i := range w.ends {
+		w.ends[i].end -= end
+	}
+	w.out = append(w.out[:0], w.out[end:]...)
+	w.gone += uint64(end)
+	w.wake()
+	return nil
+}
+
+// past tells whether all bytes up to this one are written.
+func (w *wire) past(upto uint64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.gone >= upto
+}
+
+// unwritten is how many bytes wait to be written, or are being written.
+func (w *wire) unwritten() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.out)
 }
 
 // lastAlert reads what the peer said before it reset the connection. In TLS
@@ -405,10 +490,7 @@ func publishID(p []byte) (uint16, bool) {
 func (w *wire) proofOf(id uint16) proof {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if p := w.proof[id]; p != nil {
-		return *p
-	}
-	return proof{}
+	return w.proof[id]
 }
 
 // forget drops a message number that is done with.

@@ -19,15 +19,13 @@ type link struct {
 	client mqtt.Client
 	wire   *wire
 	in     chan incoming
-	last   uint16 // number of the message handed over last
-	quicks uint64 // messages of quality 0 handed over
 }
 
 var _ carrier = (*link)(nil)
 
 // publishWait is how long a Publish may wait for the client to take the
-// message. It is only called when the client has nothing to write, so this
-// passes only if the connection is lost in that very moment.
+// message. It is only called when the wire has room, and then the client does
+// not write, so this passes only if the connection is lost in that very moment.
 const publishWait = 2 * time.Second
 
 // open makes one connection: files, TCP, TLS, CONNECT.
@@ -266,7 +264,6 @@ func (l *link) post(m message, _ string) (ticket, error) {
 	if !ok {
 		return nil, fmt.Errorf("uplink: no token for a publish to %s", m.topic)
 	}
-	l.last = token.MessageID()
 	select {
 	case <-token.Done():
 		// Done this early is a refusal, or a very fast PUBACK.
@@ -280,7 +277,6 @@ func (l *link) post(m message, _ string) (ticket, error) {
 
 // quick is post with quality 0: nothing proves that it arrived.
 func (l *link) quick(m message) error {
-	l.quicks++
 	token := l.client.Publish(m.topic, 0, m.retained, m.body)
 	select {
 	case <-l.wire.dead:
@@ -294,11 +290,7 @@ func (l *link) quick(m message) error {
 	return nil
 }
 
-// busy tells whether the client still writes the message handed over last.
-func (l *link) busy() bool {
-	return l.last != 0 && l.wire.proofOf(l.last).written.IsZero() || l.wire.quickly() < l.quicks
-}
-
+func (l *link) busy() bool                { return l.wire.unwritten() >= ahead }
 func (l *link) held() time.Time           { return time.Time{} }
 func (l *link) changed() <-chan struct{}  { return l.wire.notify }
 func (l *link) gone() <-chan struct{}     { return l.wire.dead }
@@ -328,14 +320,7 @@ type published struct {
 
 func (p published) done() <-chan struct{} { return p.token.Done() }
 func (p published) written() time.Time    { return p.link.wire.proofOf(p.token.MessageID()).written }
-
-func (p published) drop() {
-	id := p.token.MessageID()
-	p.link.wire.forget(id)
-	if p.link.last == id {
-		p.link.last = 0
-	}
-}
+func (p published) drop()                 { p.link.wire.forget(p.token.MessageID()) }
 
 func (p published) outcome() (time.Time, error) {
 	if err := p.token.Error(); err != nil {

@@ -1,6 +1,7 @@
 package uplink
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -303,7 +304,8 @@ func TestWire(t *testing.T) {
 	if _, err := w.Write([]byte{0x32, 5, 0, 1, 'a', 0x12, 0x34}); err != nil {
 		t.Fatal(err)
 	}
-	if p := w.proofOf(0x1234); p.written.IsZero() || !p.acked.IsZero() {
+	eventually(t, time.Second, "written", func() bool { return !w.proofOf(0x1234).written.IsZero() })
+	if p := w.proofOf(0x1234); !p.acked.IsZero() {
 		t.Errorf("%+v", p)
 	}
 	n := 0
@@ -333,6 +335,115 @@ func TestWire(t *testing.T) {
 		t.Error("the session was not woken")
 	}
 	z.Close()
+}
+
+// publishOf is a PUBLISH of quality 1 to "a" with a body of so many bytes.
+func publishOf(id uint16, size int) []byte {
+	n := size + 5
+	p := []byte{0x32, byte(n&0x7f | 0x80), byte(n>>7&0x7f | 0x80), byte(n >> 14), 0, 1, 'a', byte(id >> 8), byte(id)}
+	return append(p, make([]byte, size)...)
+}
+
+// TestWireAhead: a PUBLISH is taken while the one before is written, up to a
+// bound; packets keep their order; a PUBACK for what has not begun to leave
+// proves nothing; and a broken connection takes nothing more.
+func TestWireAhead(t *testing.T) {
+	a, z := net.Pipe() // a write takes as long as the other end does not read
+	raw := &rawConn{Conn: a, meter: &meter{}, limit: 10 * time.Second}
+	w := newWire(raw, raw, broker{})
+	w.first = true // CONNACK has been
+	const size = 20 << 10
+	var want []byte
+	id := uint16(0)
+	for w.unwritten() < ahead {
+		id++
+		p := publishOf(id, size)
+		want = append(want, p...)
+		if _, err := w.Write(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if most := ahead + len(want)/int(id); w.unwritten() > most {
+		t.Errorf("%d bytes wait, at most %d may", w.unwritten(), most)
+	}
+	// The first is on its way, or some; the last fits into no piece with them.
+	eventually(t, 5*time.Second, "the first is being written", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		_, begun := w.proof[1]
+		return begun
+	})
+	go z.Write([]byte{0x40, 2, byte(id >> 8), byte(id)})
+	if _, err := io.ReadFull(w, make([]byte, 4)); err != nil {
+		t.Fatal(err)
+	}
+	if !w.proofOf(id).acked.IsZero() {
+		t.Errorf("a PUBACK before number %d left counts", id)
+	}
+	// Above the bound, and with a ping: written when Write returns.
+	over := publishOf(id+1, size)
+	want = append(append(want, over...), 0xc0, 0)
+	done := make(chan error, 2)
+	go func() {
+		_, err := w.Write(over)
+		done <- err
+		_, err = w.Write([]byte{0xc0, 0})
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Fatalf("above the bound a PUBLISH does not wait: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(z, got); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("the packets came in another order, or damaged")
+	}
+	if n := w.unwritten(); n != 0 {
+		t.Errorf("%d bytes wait after a ping was written", n)
+	}
+	for n := uint16(1); n <= id+1; n++ {
+		if w.proofOf(n).written.IsZero() {
+			t.Errorf("number %d is not taken as written", n)
+		}
+	}
+	// What waits while one is written goes in one piece.
+	for n := id + 10; n < id+13; n++ {
+		w.Write(publishOf(n, 10))
+		eventually(t, 5*time.Second, "the first is being written", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			_, begun := w.proof[id+10]
+			return begun
+		})
+	}
+	one := len(publishOf(0, 10))
+	for _, want := range []int{one, 2 * one} {
+		if n, err := z.Read(got); n != want || err != nil {
+			t.Errorf("a piece of %d bytes, %v, want %d", n, err, want)
+		}
+	}
+	z.Close()
+	w.Write(publishOf(id+2, 10))
+	select {
+	case <-w.dead:
+	case <-time.After(5 * time.Second):
+		t.Fatal("a write that fails later is not noticed")
+	}
+	if _, err := w.Write(publishOf(id+3, 10)); err == nil {
+		t.Error("a broken connection takes a PUBLISH")
+	}
+	if !w.proofOf(id + 2).written.IsZero() {
+		t.Error("what could not be written counts as written")
+	}
 }
 
 // TestWriteLimit: a write that nobody takes ends by itself, whatever the

@@ -10,8 +10,8 @@ import (
 )
 
 // session is the life of one connection. One goroutine does everything:
-// it hands a message to the client only when the client has nothing left to
-// write, so a slow link never keeps it from taking acknowledgements.
+// it hands a message over only when there is room for it, so a slow link never
+// keeps it from taking acknowledgements.
 type session struct {
 	u     *Uplink
 	src   Source
@@ -36,7 +36,7 @@ type session struct {
 	batch      telemetry.Batch
 }
 
-// outgoing is a message that waits until the client is free, and what its
+// outgoing is a message that waits until there is room for it, and what its
 // acknowledgement means.
 type outgoing struct {
 	message
@@ -357,8 +357,8 @@ func (s *session) limit() int {
 	return s.u.opts.Inflight
 }
 
-// free tells whether a message may be handed over now: the client has nothing
-// to write, and the last message is long enough ago for publish_rate.
+// free tells whether a message may be handed over now: there is room for it,
+// and the last message is long enough ago for publish_rate.
 func (s *session) free() bool { return !s.link.busy() && !time.Now().Before(s.u.paced) }
 
 // pace notes that a message goes now.
@@ -368,7 +368,7 @@ func (u *Uplink) pace(now time.Time) {
 	}
 }
 
-// fill hands messages over as long as there is room and the client is free.
+// fill hands messages over as long as there is room for them.
 func (s *session) fill(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if !s.free() {

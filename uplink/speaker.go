@@ -126,6 +126,7 @@ type envelopes struct {
 	dialect payload.Dialect
 	zip     payload.Gzip
 	plain   []byte
+	up      string // topic of data; "" before the first
 }
 
 func (p *envelopes) will() (message, bool) {
@@ -170,13 +171,20 @@ func (p *envelopes) describe(s *session, c *telemetry.Catalog, present bool) ([]
 	return []message{{topic: p.u.topicOf("meta"), body: payload.Meta(p.u.about(), c), retained: present}}, nil
 }
 
+func (p *envelopes) data() string {
+	if p.up == "" {
+		p.up = p.u.topicOf("up")
+	}
+	return p.up
+}
+
 func (p *envelopes) batch(dst []message, s *session, item Item, c *telemetry.Catalog, history bool) ([]message, error) {
 	u := p.u
 	var err error
 	if p.plain, err = p.dialect.Data(p.plain[:0], s.envelope(item.Lane, item.Seq), &s.batch, c, u.env.Clock.Resolve, history); err != nil {
 		return dst, err
 	}
-	topic, out := u.topicOf("up"), s.buffer()
+	topic, out := p.data(), s.buffer()
 	if item.Lane == laneEvent {
 		topic = u.topicOf("event")
 	}
@@ -195,5 +203,5 @@ func (p *envelopes) batch(dst []message, s *session, item Item, c *telemetry.Cat
 func (p *envelopes) loss(dst []message, s *session, l *Loss) ([]message, error) {
 	b, err := p.dialect.Loss(s.buffer(), s.envelope(l.Lane, 0), payload.Tombstone{From: l.From, To: l.To,
 		Batches: l.Batches, Readings: l.Readings, T0: l.T0, T1: l.T1, Why: l.Why})
-	return append(dst, message{topic: p.u.topicOf("up"), body: b}), err
+	return append(dst, message{topic: p.data(), body: b}), err
 }
