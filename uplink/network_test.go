@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -253,6 +254,32 @@ func TestBackoff(t *testing.T) {
 			t.Errorf("%d attempts in a day", len(at))
 		}
 	})
+}
+
+// TestWait: the wait before the next attempt begins with the last
+// acknowledgement of the connection that was lost, and brings no two attempts
+// closer together than without.
+func TestWait(t *testing.T) {
+	u := newUplink(t, "mqtt://127.0.0.1:1", nil)
+	u.tune = u.tuning()
+	most, now := 2*u.opts.Keepalive, time.Unix(1e9, 0)
+	for range 10_000 {
+		attempt := rand.IntN(20)
+		least := min(u.tune.backoff<<attempt, most) / 2
+		acked := now.Add(-rand.N(2 * time.Minute))
+		began := acked.Add(-rand.N(2*time.Minute) - 1)
+		next := now.Add(u.wait(attempt, began, acked, now))
+		if next.Sub(began) < least || next.Sub(now) < u.tune.backoff/2 {
+			t.Fatalf("attempt %d, %s after the one before, %s from now", attempt, next.Sub(began), next.Sub(now))
+		}
+		if next.Sub(acked) > most && next.Sub(now) > u.tune.backoff {
+			t.Fatalf("attempt %d, %s after the last acknowledgement, %s from now", attempt, next.Sub(acked), next.Sub(now))
+		}
+		// Nothing was heard on this one.
+		if d := u.wait(attempt, now, acked, now); d < least || d > 2*least {
+			t.Fatalf("attempt %d: a wait of %s", attempt, d)
+		}
+	}
 }
 
 // TestPingTimeout adds up what the client takes to notice a dead idle link.

@@ -247,7 +247,7 @@ func (u *Uplink) Run(ctx context.Context, src Source) error {
 		if stable {
 			attempt = 0
 		}
-		delay := u.delay(attempt)
+		delay := u.wait(attempt, began, u.Stats().LastAck, time.Now())
 		attempt++
 		switch {
 		case !stable:
@@ -287,6 +287,18 @@ func (u *Uplink) delay(attempt int) time.Duration {
 		limit = min(limit, 10*u.tune.backoff)
 	}
 	return limit/2 + rand.N(limit/2+1)
+}
+
+// wait is the delay, counted from the last acknowledgement if there was one on
+// the connection that was tried at began: what it took to notice a silence is
+// part of it, so that also a link that is lost again and again is tried within
+// two keep-alives. Attempts are no closer for it.
+func (u *Uplink) wait(attempt int, began, acked, now time.Time) time.Duration {
+	d := u.delay(attempt)
+	if acked.After(began) {
+		d = max(d-now.Sub(acked), u.delay(0))
+	}
+	return d
 }
 
 // now is the time against which certificates are checked: never earlier
