@@ -114,9 +114,9 @@ DEAD ?= 10m
 proof-net: ## as root: loss, black hole, resets, half-open, 9.6 kbit/s in network namespaces
 	cd bench && $(GO) run ./network -dead $(DEAD)
 
-OUTAGE ?= 5s
-proof-storm: ## a thousand gateways come back after an outage of their broker
-	cd bench && $(GO) run ./storm -outage $(OUTAGE)
+OUTAGE ?= 5s 90s
+proof-storm: ## a thousand gateways come back after outages of their broker
+	cd bench && for o in $(OUTAGE); do $(GO) run ./storm -outage $$o || exit 1; done
 
 proof-cluster: ## three NATS JetStream servers as brokers; two of them are killed, one after the other
 	cd bench && $(GO) run ./cluster

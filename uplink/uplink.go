@@ -254,8 +254,12 @@ func (u *Uplink) Run(ctx context.Context, src Source) error {
 			u.at.Store((u.at.Load() + 1) % int32(len(u.brokers)))
 		case err.Code == "closed":
 			// It closed on everybody, most likely: whoever comes back at
-			// once meets all the others.
+			// once meets all the others. Whoever finds it still away tries
+			// the next broker soon, or meets those who had to wait longer.
 			delay, attempt = rand.N(max(u.tune.spread, 1)), 3
+			if len(u.brokers) == 1 {
+				attempt = 6
+			}
 		}
 		u.setState(StateAway, err)
 		// The same trouble again is no news.
