@@ -255,6 +255,14 @@ func list() []mutant {
 		new:  "attempt = 3",
 		test: unit("./uplink", "TestSpread"),
 	}, {
+		name: "never miss an answer to a ping",
+		why:  "a connection that the network has forgotten is taken for a good one",
+		file: "uplink/link.go",
+		old:  "	return limit\n}\n\n// readSecret",
+		new:  "	return limit + 24*time.Hour\n}\n\n// readSecret",
+		test: rig("./network", "-only", "forgotten by a NAT"),
+		root: true,
+	}, {
 		name: "absent units take a fifth of the line",
 		why:  "one dead meter slows thirty good ones",
 		file: "driver/quarantine.go",

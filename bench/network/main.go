@@ -14,6 +14,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -115,6 +116,9 @@ func faults() []fault {
 			time.Sleep(time.Second)
 			return errors.Join(err, w.startBroker())
 		}, both("-D", hole...), 5 * time.Second, nil, dropped},
+		// A NAT has forgotten our connection and never hears of it again, while
+		// a new one works: nothing but our own patience ends it. Nothing is healed.
+		{"forgotten by a NAT", forget, func(*world) error { return nil }, time.Second, nil, dropped},
 		{"9.6 kbit/s", func(*world) error {
 			err := in(gatewayNS, "tc", "qdisc", "add", "dev", "vgw", "root", "tbf", "rate", "9600bit", "burst", "1600", "latency", "3s")
 			return errors.Join(err, in(brokerNS, "tc", "qdisc", "add", "dev", "vbr", "root", "tbf", "rate", "9600bit", "burst", "1600", "latency", "3s"))
@@ -130,6 +134,26 @@ func faults() []fault {
 		{"broker killed", func(w *world) error { w.stopBroker(); return nil }, func(w *world) error { return w.startBroker() },
 			20 * time.Second, nil, func(*world) bool { return true }},
 	}
+}
+
+// forget drops what belongs to the connections that the broker has now.
+func forget(*world) error {
+	out, err := exec.Command("ip", "netns", "exec", brokerNS, "ss", "-Htn", "state", "established", "sport", "=", port).Output()
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line)
+		_, from, e := net.SplitHostPort(f[len(f)-1])
+		err = errors.Join(err, e,
+			in(brokerNS, "iptables", "-A", "INPUT", "-p", "tcp", "--sport", from, "-j", "DROP"),
+			in(brokerNS, "iptables", "-A", "OUTPUT", "-p", "tcp", "--dport", from, "-j", "DROP"))
+	}
+	return err
+}
+
+// broken says that a promise was, which is not the same as a rig that fails.
+func broken(format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	fmt.Println("BROKEN:", err)
+	return err
 }
 
 func in(ns, name string, args ...string) error {
@@ -340,7 +364,7 @@ func (w *world) within(limit time.Duration) (time.Duration, error) {
 	began := time.Now()
 	for !w.complete(given) {
 		if time.Since(began) > limit {
-			return 0, fmt.Errorf("not everything up to number %d arrived within %s", given, limit)
+			return 0, broken("not everything up to number %d arrived within %s", given, limit)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -379,7 +403,7 @@ func (w *world) try(f fault, limit time.Duration) error {
 	given, repeats, sessions := w.state()
 	fmt.Printf("%-24s %8s %8s %9d %9d %8d\n", f.name, f.lasts, took.Round(100*time.Millisecond), given-given0, repeats-repeats0, sessions-sessions0)
 	if repeats-repeats0 > 20*(sessions-sessions0+1) {
-		return errors.New("more repeats than a window for each lost connection")
+		return broken("more repeats than a window for each lost connection")
 	}
 	return nil
 }
@@ -411,7 +435,7 @@ func (w *world) dead(lasts time.Duration) error {
 	case n == 0:
 		return errors.New("the fault did not fire")
 	case n > most:
-		return errors.New("too many attempts")
+		return broken("too many attempts")
 	}
 	_, err = w.within(2*time.Minute + 5*time.Second)
 	return err
