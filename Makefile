@@ -20,7 +20,7 @@ COLD     = net net/url net/http/... encoding/asn1 encoding/json encoding/pem go.
 BUILD    = CGO_ENABLED=0 $(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false $(COLD:%=-gcflags=%=-l) -ldflags "$(LDFLAGS)"
 OUT     ?= tidegate
 
-.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-wear proof-bus proof-many proof-drain proof-power proof-faults proof-net proof-storm proof-cluster proof-recipes mutants clean
+.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-wear proof-bus proof-many proof-drain proof-hostile proof-power proof-faults proof-net proof-storm proof-cluster proof-recipes mutants clean
 
 build: ## the static binary, ./tidegate
 	$(BUILD) -o $(OUT) ./cmd/tidegate
@@ -97,6 +97,9 @@ proof-many: ## 1,000 devices on 100 Modbus TCP endpoints, every second
 
 proof-drain: ## live data while a backlog drains, on fast and on thin links; drain beside the MQTT library alone
 	$(GO) test -run '^$$' -bench 'BenchmarkLive|BenchmarkBesidePaho' -benchtime 1x -count 1 -timeout 60m ./uplink
+
+proof-hostile: ## as root: a broker that says what no broker may, to the whole program in a cgroup of 64 MB
+	$(GO) test -run '^$$' -bench BenchmarkHostile -benchtime 1x -count 1 -timeout 30m ./cmd/tidegate
 
 # The rigs of bench/, a module of its own: root, and for the faults strace.
 CUTS ?= 300

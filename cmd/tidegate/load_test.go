@@ -209,7 +209,10 @@ func procField(b *testing.B, pid int, file, name string) int64 {
 	if err != nil {
 		b.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(s), name+":")
+	_, rest, ok := strings.Cut(string(s), name+":")
+	if !ok {
+		b.Fatalf("process %d has no %s: it has ended, or was killed", pid, name)
+	}
 	n, err := strconv.ParseInt(strings.Fields(rest)[0], 10, 64)
 	if err != nil {
 		b.Fatal(err)
