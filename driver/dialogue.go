@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"tidegate/driver/profile"
@@ -144,6 +145,54 @@ func (l *Line) round(j *job, c *call) (again time.Duration, err error) {
 		l.hangUp(err)
 	}
 	return again, err
+}
+
+// Readout holds one round with a device that is asked in a dialogue of its
+// own, such as a meter on an M-Bus, and gives the groups that come to emit:
+// also those of other devices, which talk meanwhile. Like Exchange it waits
+// its turn and opens the line if needed; a meter that begins at 300 baud may
+// take minutes. rtt is how long the device took to begin an answer.
+//
+// Errors are *Error with facts and a hint; what came before one was emitted.
+// It is an error (ErrRequest) to ask a device that talks by itself.
+func (l *Line) Readout(ctx context.Context, name string, emit func(*telemetry.Group)) (rtt time.Duration, err error) {
+	err = l.asTechnician(ctx, func() error {
+		fail := func(err error) error {
+			return &Error{Line: l.name, Device: name, Op: "read", Code: "request", Err: err}
+		}
+		select {
+		case l.own <- struct{}{}:
+			defer func() { <-l.own }()
+		case <-ctx.Done():
+			return fail(fmt.Errorf("the line is at work: %w", ctx.Err()))
+		}
+		i := slices.IndexFunc(l.jobs, func(j *job) bool { return j.talk != nil && j.dev.name == name })
+		if i < 0 {
+			return fail(fmt.Errorf("%w: %s is not asked, it talks by itself", ErrRequest, name))
+		}
+		j := l.jobs[i]
+		c := &call{ctx: ctx, line: l, dev: j.dev, out: emit}
+		again, err := l.round(j, c)
+		for err == nil && again > 0 {
+			if err = c.pause(again); err == nil {
+				again, err = l.round(j, c)
+			}
+		}
+		l.heardFrom(j.dev.unit, c, err)
+		rtt = c.rtt
+		if err == nil {
+			return nil
+		}
+		j.talk.reset()
+		if ctx.Err() != nil {
+			return fail(err)
+		}
+		if errors.As(err, new(*Error)) {
+			return err
+		}
+		return l.diagnose(j.dev, j.dev.unit, nil, err)
+	})
+	return rtt, err
 }
 
 // heardFrom notes whether a unit is there, after a round.

@@ -59,7 +59,9 @@ func (a *app) readCmd() *cobra.Command {
                     --tls-key
 A register is a wire address from 0 (input:0, holding:40, coil:3, discrete:3)
 or the number of the manual (30001, 40041, 400041); both are printed. While the
-agent runs, it does the reading between two polls.
+agent runs, it does the reading between two polls. A serial device that is
+polled, such as a meter on an M-Bus, is read out once; of one that the agent
+has, and of one that talks by itself, the agent tells the newest.
 
 --as all shows every type and order. --expect 230 is for a register whose
 writing nobody knows: with what the display shows it tries types, orders and
@@ -231,7 +233,7 @@ func (a *app) printRead(reply status.ReadReply, via string, reg register, f *rea
 				name = v.Device + "/" + v.Point
 			}
 			when := fmt.Sprintf("read now (%.0f ms)", reply.RTTMS)
-			if reply.Table == 0 {
+			if reply.RTTMS == 0 || v.AgeMS >= 1000 { // nobody was asked, or the device has measured it before
 				when = age(v.AgeMS) + " ago"
 			}
 			row := []string{name, withUnit(v), quality(v), when}

@@ -139,6 +139,93 @@ buses:
 	}
 }
 
+// TestReadOut: without an agent, meters on an M-Bus and of IEC 62056-21 are
+// read out once. One that is silent, a point that does not come and a device
+// that talks by itself are said to be so.
+func TestReadOut(t *testing.T) {
+	t.Parallel()
+	bin, dir := buildBinary(t), t.TempDir()
+	for _, args := range [][]string{
+		{"mbus-water@5", "mbus-heat@11223344", "mbus-gas@9", "--at", "serial:" + dir + "/cellar", "--line", "2400 8E1", "--fault", "silent@9"},
+		{"iec62056-21", "--at", "serial:" + dir + "/meter", "--line", "300 7E1", "--set", "voltage_l1=231.5"},
+		{"iec62056-21", "--at", "serial+tcp:127.0.0.1:15545", "--fault", "short"},
+		{"dsmr-p1", "--at", "serial:" + dir + "/p1"},
+	} {
+		cmd := exec.Command(bin, append([]string{"sim"}, args...)...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			cmd.Process.Signal(syscall.SIGINT)
+			if err := cmd.Wait(); err != nil {
+				t.Errorf("sim: %v", err)
+			}
+		}()
+	}
+	file := filepath.Join(dir, "tidegate.yaml")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(`
+gateway: {id: gw-cellar}
+buffer: {dir: DIR/buffer, size: 64MB}
+uplink: {url: "mqtt://127.0.0.1:9"}
+status: {socket: DIR/agent.sock}
+buses:
+  cellar:
+    connect: serial://DIR/cellar
+    line: 2400 8E1
+    devices:
+      water: {profile: mbus-water, unit: 5}
+      heat: {profile: mbus-heat, address: "11223344"}
+      gas: {profile: mbus-gas, unit: 9}
+  head:
+    connect: serial://DIR/meter
+    line: 300 7E1
+    devices:
+      meter: {profile: iec62056-21}
+  noise:
+    connect: serial+tcp://127.0.0.1:15545
+    devices:
+      noisy: {profile: iec62056-21}
+  house:
+    connect: serial://DIR/p1
+    line: 115200 8N1
+    devices:
+      p1: {profile: dsmr-p1}
+`, "DIR", dir)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range []string{"cellar", "meter", "p1"} {
+		for range 100 {
+			if _, err := os.Lstat(filepath.Join(dir, link)); err == nil {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	for _, c := range []struct {
+		name string
+		exit int
+		want []string
+	}{
+		{"water", 0, []string{`(?m)^water/water_volume +[\d.]+ m3 +good  read now \(\d+ ms\)$`, `(?m)^water/meter_id `}},
+		{"heat/meter_id", 0, []string{`^heat/meter_id  "11223344"  good  read now \(\d+ ms\)\n$`}},
+		{"gas", 1, []string{`gas \(cellar\).*\[bus-silent\]`, `4 requests, 0 bytes back`}},
+		{"meter", 0, []string{`(?m)^meter/voltage_l1 +231\.500 V +good  read now`, `(?m)^meter/energy_import `}},
+		{"noisy/voltage_l1", 1, []string{`noisy \(noise\).*\[(line-settings|damaged|short)\]`}},
+		{"p1", 69, []string{`p1 talks by itself and cannot be asked +\[listening\]`, `tidegate watch p1`}},
+	} {
+		cmd := exec.Command(bin, "--config", file, "read", c.name)
+		text, _ := cmd.CombinedOutput()
+		if got := cmd.ProcessState.ExitCode(); got != c.exit {
+			t.Errorf("read %s: exit code %d, want %d\n%s", c.name, got, c.exit, text)
+		}
+		for _, w := range c.want {
+			if !regexp.MustCompile(w).Match(text) {
+				t.Errorf("read %s: no %s in\n%s", c.name, w, text)
+			}
+		}
+	}
+}
+
 // TestAddressTLS: a device of pymodbus over TLS is read and written at an
 // address, with the files on the command line and not without.
 func TestAddressTLS(t *testing.T) {

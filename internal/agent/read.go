@@ -73,8 +73,8 @@ func (r *Reader) names() (devices []string) {
 }
 
 // Read reads a point, all points of a device, or registers of a bus, now.
-// A device that only talks by itself cannot be asked: its newest reading is
-// the answer.
+// Of a serial device the agent tells the newest reading; where no agent runs,
+// one that is polled is read out once.
 func (r *Reader) Read(ctx context.Context, q status.ReadRequest) (status.ReadReply, error) {
 	if q.Bus != "" {
 		return r.readRaw(ctx, q)
@@ -96,7 +96,11 @@ func (r *Reader) Read(ctx context.Context, q status.ReadRequest) (status.ReadRep
 			return reply, unknownName(q.Point, known)
 		}
 	}
-	if dev.Map.Transport == "serial" {
+	switch {
+	case dev.Map.Transport != "serial":
+	case r.latest == nil && dev.Map.Polled():
+		return r.readout(ctx, reply, bus, dev, point)
+	default:
 		return r.listened(reply, name, point)
 	}
 	m, err := r.lines[bus.Name].Located(ctx, name)
@@ -181,11 +185,42 @@ func deviceUnit(d *driver.Device) uint8 {
 	return uint8(d.Unit)
 }
 
+// readout asks a device for all that it says, once.
+func (r *Reader) readout(ctx context.Context, reply status.ReadReply, bus *driver.Options, dev *driver.Device, point string) (status.ReadReply, error) {
+	n := len(dev.Map.Points)
+	values := make([]*status.Value, n) // the last of each point
+	rtt, err := r.lines[bus.Name].Readout(ctx, dev.Name, func(g *telemetry.Group) {
+		now := time.Now().UnixMilli()
+		for i := range g.Readings {
+			rd := &g.Readings[i]
+			if k := int(rd.Point) - int(dev.Base); k >= 0 && k < n { // others on the line may talk meanwhile
+				v := valueOf(&r.catalog.Points[rd.Point], rd, g.At.Wall, now)
+				values[k] = &v
+			}
+		}
+	})
+	if err != nil {
+		return reply, Explain(err)
+	}
+	reply.RTTMS = float64(rtt) / float64(time.Millisecond)
+	for _, v := range values {
+		if v != nil && (point == "" || v.Point == point) {
+			reply.Values = append(reply.Values, *v)
+		}
+	}
+	if len(reply.Values) == 0 {
+		return reply, &status.Failure{Code: "no-such-point", What: strings.TrimSuffix(dev.Name+"/"+point, "/") + " did not come", Exit: 1,
+			Seen: dev.Name + " has answered, and what it says does not hold it"}
+	}
+	return reply, nil
+}
+
+// listened is the newest that the agent knows.
 func (r *Reader) listened(reply status.ReadReply, name, point string) (status.ReadReply, error) {
 	if r.latest == nil {
 		return reply, &status.Failure{Code: "listening", What: name + " talks by itself and cannot be asked",
 			Likely: "no agent is running that would have heard it",
-			Try:    "start the agent: tidegate run; then: tidegate read " + name, Exit: 69}
+			Try:    "start the agent: tidegate run; then: tidegate watch " + name, Exit: 69}
 	}
 	for _, v := range r.latest(name) {
 		if point == "" || v.Point == point {
