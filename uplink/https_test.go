@@ -395,6 +395,7 @@ func TestReceiverOfTheManual(t *testing.T) {
 	token := write(t, 0o600, filepath.Join(dir, "token"), []byte("let-me-in\n"))
 	src := newStore(t).add(laneData, 300)
 	u := start(t, newUplink(t, "http://"+link.Addr()+"/", func(o *Options) { o.TokenFile, o.Compress = token, "gzip" }), src)
+	eventually(t, 20*time.Second, "the first is there", func() bool { return u.Stats().Acked > 0 })
 	for range 5 {
 		time.Sleep(30 * time.Millisecond)
 		link.Cut()

@@ -191,7 +191,12 @@ func TestMosquitto(t *testing.T) {
 
 	up := newUplink(t, m.url(), func(o *Options) { o.Identity = dir })
 	up.tune.ack, up.tune.write, up.tune.connect = 2*time.Second, 2*time.Second, 5*time.Second
-	steps := up.Test(context.Background())
+	var steps []Step
+	// The listener has subscribed when it hears a test.
+	eventually(t, time.Minute, "the listener listens", func() bool {
+		steps = up.Test(context.Background())
+		return l.has("/test ")
+	})
 	for _, s := range steps {
 		t.Logf("%-12s %-8s %s %s", s.Name, s.State, s.Text, s.Took.Round(100*time.Microsecond))
 		if s.State != StepOK && s.Name != "clock" {
