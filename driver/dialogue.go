@@ -166,6 +166,9 @@ func (l *Line) Readout(ctx context.Context, name string, emit func(*telemetry.Gr
 		case <-ctx.Done():
 			return fail(fmt.Errorf("the line is at work: %w", ctx.Err()))
 		}
+		if l.isClosed() {
+			return &Error{Line: l.name, Device: name, Op: "read", Code: "closed", Err: ErrClosed}
+		}
 		i := slices.IndexFunc(l.jobs, func(j *job) bool { return j.talk != nil && j.dev.name == name })
 		if i < 0 {
 			return fail(fmt.Errorf("%w: %s is not asked, it talks by itself", ErrRequest, name))

@@ -436,6 +436,9 @@ func (w *wire) piece() error {
 		w.ends[i].end -= end
 	}
 	w.out = append(w.out[:0], w.out[end:]...)
+	if len(w.out) == 0 && cap(w.out) > 2*ahead { // of a message as long as the metadata nothing stays
+		w.out = nil
+	}
 	w.gone += uint64(end)
 	w.wake()
 	return nil

@@ -154,16 +154,24 @@ func (d *drain) live(every time.Duration, rows int) time.Duration {
 	return took
 }
 
+// connect starts an uplink with the times of the program and waits until it is
+// connected.
+func (d *drain) connect(url, identity, shape string) *running {
+	t := d.src.t
+	t.Helper()
+	u := newUplink(t, url, func(o *Options) { o.Identity, o.Shape = identity, shape })
+	u.env.Catalog, u.tune = d.src.cat, defaultTuning()
+	run := start(t, u, d.src)
+	eventually(t, 30*time.Second, "connected", func() bool { return run.Stats().State == StateOnline })
+	return run
+}
+
 // BenchmarkLive: how old live data is when the broker has it, while a backlog
 // drains over TLS to mosquitto: five million readings on a fast link, a million
 // at 64 kbit/s with 50 points every 10 s, and ten minutes of 5,000 readings/s at
 // 16 kB/s and 300 ms, with 5,000 readings/s going on. make proof-drain runs it.
 func BenchmarkLive(b *testing.B) {
-	ca := newAuthority(b, "ca")
-	sc, sk := ca.good("127.0.0.1")
-	m := newMosquitto(b, ca, [2][]byte{sc, sk}, "")
-	cc, ck := ca.good("gw-1")
-	identity := identityDir(b, ca.pem, cc, ck)
+	m, _, identity := mutual(b)
 	for _, x := range []struct {
 		name          string
 		shape         string
@@ -188,10 +196,7 @@ func BenchmarkLive(b *testing.B) {
 				link.SetRate(x.bytes)
 				link.SetDelay(x.delay)
 				d := newDrain(b, x.batches, x.rows)
-				u := newUplink(b, "mqtts://"+link.Addr(), func(o *Options) { o.Identity, o.Shape = identity, x.shape })
-				u.env.Catalog, u.tune = d.src.cat, defaultTuning()
-				run := start(b, u, d.src)
-				eventually(b, 30*time.Second, "connected", func() bool { return run.Stats().State == StateOnline })
+				run := d.connect("mqtts://"+link.Addr(), identity, x.shape)
 				took := d.live(x.every, x.liveRows)
 				s := run.Stats()
 				run.stop()
@@ -218,11 +223,7 @@ func BenchmarkLive(b *testing.B) {
 // bytes a second: the median of the ratios of the turns. With one thread of Go
 // code, as the agent runs where it has no serial port, and with two.
 func BenchmarkBesidePaho(b *testing.B) {
-	ca := newAuthority(b, "ca")
-	sc, sk := ca.good("127.0.0.1")
-	m := newMosquitto(b, ca, [2][]byte{sc, sk}, "")
-	cc, ck := ca.good("gw-1")
-	identity := identityDir(b, ca.pem, cc, ck)
+	m, ca, identity := mutual(b)
 	const turns, batches = 7, 5000
 	stock := newDrain(b, batches, 20).src.items
 	inflight := Defaults().Inflight
@@ -231,10 +232,7 @@ func BenchmarkBesidePaho(b *testing.B) {
 		d := newDrain(b, 0, 0)
 		d.src.items = slices.Clone(stock)
 		debug.FreeOSMemory() // a turn does not clean up after the one before
-		u := newUplink(b, m.url(), func(o *Options) { o.Identity, o.Shape = identity, shape })
-		u.env.Catalog, u.tune = d.src.cat, defaultTuning()
-		run := start(b, u, d.src)
-		eventually(b, 30*time.Second, "connected", func() bool { return run.Stats().State == StateOnline })
+		run := d.connect(m.url(), identity, shape)
 		began, sent := time.Now(), run.Stats().BytesOut
 		eventually(b, time.Minute, "drained", func() bool { return d.src.Lowest(laneData) > batches })
 		took := time.Since(began)

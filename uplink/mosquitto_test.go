@@ -177,14 +177,21 @@ func (l *listener) has(part string) bool {
 	return false
 }
 
+// mutual is a mosquitto with mutual TLS, its authority and the folder of the
+// certificate of gw-1.
+func mutual(t testing.TB) (m *mosquitto, ca *authority, identity string) {
+	t.Helper()
+	ca = newAuthority(t, "ca")
+	sc, sk := ca.good("127.0.0.1")
+	m = newMosquitto(t, ca, [2][]byte{sc, sk}, "")
+	cc, ck := ca.good("gw-1")
+	return m, ca, identityDir(t, ca.pem, cc, ck)
+}
+
 // TestMosquitto delivers a thousand batches to a real broker with mutual
 // TLS, which is killed and started again meanwhile.
 func TestMosquitto(t *testing.T) {
-	ca := newAuthority(t, "ca")
-	sc, sk := ca.good("127.0.0.1")
-	m := newMosquitto(t, ca, [2][]byte{sc, sk}, "")
-	cc, ck := ca.good("gw-1")
-	dir := identityDir(t, ca.pem, cc, ck)
+	m, ca, dir := mutual(t)
 	lc, lk := ca.good("listener")
 	l := m.listen(identityDir(t, ca.pem, lc, lk), "tg/v1/here/gw-1/#")
 	defer l.close()

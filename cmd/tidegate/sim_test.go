@@ -89,21 +89,27 @@ func TestSimPeers(t *testing.T) {
 	}
 }
 
+// startSim runs tidegate sim until the test ends.
+func startSim(t *testing.T, bin string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(bin, append([]string{"sim"}, args...)...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGINT)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("sim: %v", err)
+		}
+	})
+}
+
 // TestSimSunSpec: simulated devices of SunSpec are told apart by a scan, and
 // read by the names of their points.
 func TestSimSunSpec(t *testing.T) {
 	t.Parallel()
 	bin, dir := buildBinary(t), t.TempDir()
-	cmd := exec.Command(bin, "sim", "sunspec-inverter@1", "sunspec-meter@2", "--at", "tcp:127.0.0.1:15541", "--set", "voltage_l1@1=231.5", "--set", "power@2=-3450")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		cmd.Process.Signal(syscall.SIGINT)
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("sim: %v", err)
-		}
-	}()
+	startSim(t, bin, "sunspec-inverter@1", "sunspec-meter@2", "--at", "tcp:127.0.0.1:15541", "--set", "voltage_l1@1=231.5", "--set", "power@2=-3450")
 	var text []byte
 	var err error
 	for range 40 {
@@ -151,16 +157,7 @@ func TestReadOut(t *testing.T) {
 		{"iec62056-21", "--at", "serial+tcp:127.0.0.1:15545", "--fault", "short"},
 		{"dsmr-p1", "--at", "serial:" + dir + "/p1"},
 	} {
-		cmd := exec.Command(bin, append([]string{"sim"}, args...)...)
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		defer func() {
-			cmd.Process.Signal(syscall.SIGINT)
-			if err := cmd.Wait(); err != nil {
-				t.Errorf("sim: %v", err)
-			}
-		}()
+		startSim(t, bin, args...)
 	}
 	file := filepath.Join(dir, "tidegate.yaml")
 	if err := os.WriteFile(file, []byte(strings.ReplaceAll(`
