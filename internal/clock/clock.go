@@ -46,6 +46,7 @@ type Clock struct {
 	synced  bool
 	trusted bool  // whatever the kernel says
 	offset  int64 // wall - mono at the last Check, ms
+	uptime  uptime
 }
 
 type state struct {
@@ -101,7 +102,7 @@ func open(path, keep string) (*Clock, error) {
 			c.state.Boots = append([]boot(nil), c.state.Boots[n-maxBoots:]...)
 		}
 	}
-	wall, mono := now()
+	wall, mono := c.uptime.now()
 	c.offset = wall - mono
 	c.synced = kernelSynced()
 	if c.synced {
@@ -117,9 +118,9 @@ func open(path, keep string) (*Clock, error) {
 
 // Stamp returns the present instant.
 func (c *Clock) Stamp() Stamp {
-	wall, mono := now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	wall, mono := c.uptime.now()
 	return Stamp{Wall: wall, Mono: mono, Boot: c.state.Boots[len(c.state.Boots)-1].N, Synced: c.synced}
 }
 
@@ -144,10 +145,10 @@ func (c *Clock) Resolve(s Stamp) (t time.Time, sure bool) {
 // clock has been stepped since the last Check and whether it is synchronised
 // now. When it has just become so, the offset of this boot is stored.
 func (c *Clock) Check() (jump time.Duration, synced bool, err error) {
-	wall, mono := now()
 	synced = kernelSynced()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	wall, mono := c.uptime.now()
 	synced = synced || c.trusted
 	jump = time.Duration(wall-mono-c.offset) * time.Millisecond
 	c.offset = wall - mono
@@ -197,7 +198,7 @@ func (c *Clock) Close() error {
 	if !c.synced {
 		return nil
 	}
-	wall, _ := now()
+	wall, _ := c.uptime.now()
 	return c.save(wall)
 }
 
@@ -239,25 +240,57 @@ func (c *Clock) save(wall int64) error {
 	return nil
 }
 
-// now reads wall clock and uptime together, in milliseconds. The call never
-// blocks, so the runtime is not told of it: that would wake its monitor, a
-// thread of its own, for each reading of the clock on an idle processor.
-func now() (wall, mono int64) {
+// uptime is how far the kernel's uptime is from the runtime's monotonic
+// clock, which stands still while the system is suspended.
+type uptime struct {
+	base  time.Time     // an instant of the monotonic clock, from which look counts
+	look  time.Duration // when the kernel was asked last; 0 for never
+	ahead time.Duration // uptime - time since base, as it was then
+	wall  time.Duration // wall clock - time since base, as it was then
+}
+
+// A look at the uptime holds for a second, and as long as the wall clock goes
+// as the monotonic one: after a suspend it is ahead.
+const (
+	lookEvery = time.Second
+	drift     = 5 * time.Millisecond
+)
+
+// now reads wall clock and uptime together, in milliseconds. What is not a
+// look takes no call to the kernel.
+func (u *uptime) now() (wall, mono int64) {
+	t := time.Now()
+	if u.look == 0 {
+		u.base = t.Add(-lookEvery)
+	}
+	since := t.Sub(u.base)
+	diff := time.Duration(t.UnixNano()) - since
+	if d := diff - u.wall; since-u.look >= lookEvery || d > drift || d < -drift {
+		u.look, u.ahead, u.wall = since, bootTime()-since, diff
+	}
+	return t.UnixMilli(), (since + u.ahead).Milliseconds()
+}
+
+// bootTime is how long the kernel has been up. The call never blocks, so the
+// runtime is not told of it: that would wake its monitor, a thread of its own,
+// for each reading of the clock on an idle processor.
+func bootTime() time.Duration {
 	var ts unix.Timespec
 	for _, id := range [2]uintptr{unix.CLOCK_BOOTTIME, unix.CLOCK_MONOTONIC} { // kernels before 2.6.39 know the second only
 		if _, _, failed := unix.RawSyscall(unix.SYS_CLOCK_GETTIME, id, uintptr(unsafe.Pointer(&ts)), 0); failed == 0 {
 			break
 		}
 	}
-	return time.Now().UnixMilli(), ts.Nano() / 1e6
+	return time.Duration(ts.Nano())
 }
 
 // kernelSynced asks the kernel whether its clock is disciplined
 // (adjtimex(2): state TIME_ERROR or status STA_UNSYNC mean that it is not).
+// It does not block either.
 func kernelSynced() bool {
 	var t unix.Timex
-	state, err := unix.Adjtimex(&t)
-	return err == nil && state != unix.TIME_ERROR && t.Status&unix.STA_UNSYNC == 0
+	state, _, failed := unix.RawSyscall(unix.SYS_ADJTIMEX, uintptr(unsafe.Pointer(&t)), 0, 0)
+	return failed == 0 && state != unix.TIME_ERROR && t.Status&unix.STA_UNSYNC == 0
 }
 
 func bootID() string {

@@ -84,3 +84,31 @@ func TestDamaged(t *testing.T) {
 		t.Errorf("second start: %v", err)
 	}
 }
+
+// The uptime is asked of the kernel again when it may have moved: a suspend
+// shows in the wall clock, and nothing is believed for longer than a second.
+func TestUptime(t *testing.T) {
+	near := func(u *uptime) bool {
+		before := bootTime().Milliseconds()
+		_, mono := u.now()
+		return before-1 <= mono && mono <= bootTime().Milliseconds()+1
+	}
+	var u uptime
+	if !near(&u) {
+		t.Fatal("the first look is wrong")
+	}
+	u.ahead -= time.Hour // as after an hour of suspend: the wall clock has gone on as well
+	u.wall -= time.Hour
+	if !near(&u) {
+		t.Error("a suspend is not noticed")
+	}
+	u.ahead -= time.Hour
+	u.look -= lookEvery
+	if !near(&u) {
+		t.Error("an old look is believed")
+	}
+	u.ahead -= time.Hour
+	if near(&u) {
+		t.Error("the kernel is asked each time")
+	}
+}
