@@ -10,7 +10,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
+
+	"tidegate/internal/tcp"
 )
 
 // stream is the bytes of a line: a serial port or a connection. One
@@ -30,20 +31,12 @@ type stream interface {
 	Close() error
 }
 
-// tcpStream is a stream over a TCP connection. Its calls to the kernel never
-// block, so the scheduler is not told of them: telling it wakes one more
-// thread for each request. A deadline is moved only when it must be.
+// tcpStream is a stream over a TCP connection. A deadline is moved only when
+// it must be.
 type tcpStream struct {
-	c       *net.TCPConn
-	raw     syscall.RawConn
-	until   time.Time // the read deadline that is set
-	p       []byte    // of the call under way
-	n       int
-	errno   syscall.Errno
-	receive func(fd uintptr) bool // fills p; false when nothing is there
-	look    func(fd uintptr)      // likewise
-	send    func(fd uintptr)      // writes what fits of p
-	closed  atomic.Bool
+	c      *tcp.Conn
+	until  time.Time // the read deadline that is set
+	closed atomic.Bool
 }
 
 // keepAlive lets the kernel notice a dead peer after about 30 s of silence.
@@ -58,13 +51,12 @@ func dialTCP(ctx context.Context, addr string, timeout time.Duration) (stream, e
 	if err != nil {
 		return nil, dialError(addr, err, time.Since(began))
 	}
-	c := conn.(*net.TCPConn)
-	raw, err := c.SyscallConn()
+	c, err := tcp.New(conn.(*net.TCPConn))
 	if err != nil {
-		c.Close()
+		conn.Close()
 		return nil, dialError(addr, err, time.Since(began))
 	}
-	return newTCPStream(c, raw), nil
+	return &tcpStream{c: c}, nil
 }
 
 func dialError(addr string, err error, took time.Duration) *Error {
@@ -95,84 +87,43 @@ func dialError(addr string, err error, took time.Duration) *Error {
 	return e
 }
 
-func newTCPStream(c *net.TCPConn, raw syscall.RawConn) *tcpStream {
-	s := &tcpStream{c: c, raw: raw}
-	s.receive = func(fd uintptr) bool {
-		s.n, s.errno = rawCall(syscall.SYS_READ, fd, s.p)
-		return s.errno != syscall.EAGAIN
-	}
-	s.look = func(fd uintptr) { s.receive(fd) }
-	s.send = func(fd uintptr) { s.n, s.errno = rawCall(syscall.SYS_WRITE, fd, s.p) }
-	return s
-}
-
-// rawCall reads or writes on a descriptor that does not block.
-func rawCall(trap, fd uintptr, p []byte) (int, syscall.Errno) {
-	for {
-		n, _, errno := syscall.RawSyscall(trap, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
-		switch {
-		case errno == syscall.EINTR:
-		case errno != 0:
-			return 0, errno
-		default:
-			return int(n), 0
-		}
-	}
-}
-
 func (s *tcpStream) WriteAll(p []byte, deadline time.Time) error {
 	if s.closed.Load() {
 		return ErrGone
 	}
-	s.p = p
-	if err := s.raw.Control(s.send); err != nil {
+	n, err := s.c.Offer(p)
+	if n == len(p) || err != nil {
 		return netFailure(err)
 	}
-	if s.n == len(p) {
-		return nil
-	}
-	if s.errno != 0 && s.errno != syscall.EAGAIN {
-		return netFailure(s.errno)
-	}
 	s.c.SetWriteDeadline(deadline)
-	_, err := s.c.Write(p[s.n:])
+	_, err = s.c.Write(p[n:])
 	return netFailure(err)
 }
 
 func (s *tcpStream) ReadSome(p []byte, deadline time.Time) (int, error) {
-	for s.p = p; ; {
+	for {
 		if s.closed.Load() {
 			return 0, ErrGone
 		}
 		now := time.Now()
 		wait := deadline.Sub(now)
-		if wait <= 0 { // what the kernel already holds; raw.Read would not even look
-			return s.received(s.raw.Control(s.look))
+		if wait <= 0 { // what the kernel already holds; Read would not even look
+			n, err := s.c.Look(p)
+			if n == 0 && err == nil {
+				err = ErrTimeout
+			}
+			return n, netFailure(err)
 		}
 		if s.until.After(deadline) || s.until.Sub(now) < wait/2 {
 			s.c.SetReadDeadline(deadline)
 			s.until = deadline
 		}
-		err := s.raw.Read(s.receive)
+		n, err := s.c.Read(p)
 		if s.until.Before(deadline) && errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
-		return s.received(err)
+		return n, netFailure(err)
 	}
-}
-
-func (s *tcpStream) received(err error) (int, error) {
-	switch {
-	case err != nil:
-		return 0, netFailure(err)
-	case s.errno == syscall.EAGAIN:
-		return 0, ErrTimeout
-	case s.errno != 0:
-		return 0, netFailure(s.errno)
-	case s.n == 0:
-		return 0, netFailure(io.EOF)
-	}
-	return s.n, nil
 }
 
 // netFailure maps an error of a connection.
@@ -180,7 +131,7 @@ func netFailure(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, os.ErrDeadlineExceeded):
+	case err == ErrTimeout || errors.Is(err, os.ErrDeadlineExceeded):
 		return ErrTimeout
 	case errors.Is(err, io.EOF):
 		return fmt.Errorf("%w: the other side closed the connection", ErrGone)

@@ -14,6 +14,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"tidegate/internal/tcp"
 )
 
 // maxIncoming is the largest packet a broker may send us. Five bytes of
@@ -91,7 +93,12 @@ func openTCP(ctx context.Context, addr string, timeout, write time.Duration, m *
 	if err != nil {
 		return nil, err
 	}
-	return &rawConn{Conn: c, meter: m, limit: write}, nil
+	s, err := tcp.New(c.(*net.TCPConn))
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return &rawConn{Conn: s, meter: m, limit: write}, nil
 }
 
 // openTLS makes the handshake on a TCP connection. The connection is closed

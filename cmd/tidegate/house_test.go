@@ -18,7 +18,7 @@ import (
 // floors are the floors of the house. A package may import those below its
 // own floor, never those beside or above it.
 var floors = map[string]int{
-	"internal/clock": 0, "internal/document": 0, "internal/status": 0, "internal/trial": 0, "buffer": 0,
+	"internal/clock": 0, "internal/document": 0, "internal/tcp": 0, "internal/status": 0, "internal/trial": 0, "buffer": 0,
 	"internal/telemetry": 1, "internal/account": 1, "internal/command": 1, "driver/obis": 1, "driver/mbus": 1,
 	"driver/profile": 2, "uplink/payload": 2, "uplink/sparkplug": 2, "internal/rule": 2,
 	"driver": 3, "uplink": 3, "internal/sim": 3, "internal/capture": 3,
