@@ -23,6 +23,15 @@ func (q *Queue) Sync(olderThan time.Duration) error {
 	return q.sync(olderThan, false)
 }
 
+// Idle tells whether nothing waits for Sync but what has time: every batch is
+// delivered or on disk, and so is what was lost; no error of the disk is
+// to be tried again. False after an Append, until Ack or Sync.
+func (q *Queue) Idle() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.memory == 0 && !q.lossDirty && !q.settling && q.adrift == nil && q.lastError == nil
+}
+
 func (q *Queue) sync(olderThan time.Duration, closing bool) error {
 	if err := q.ready(); err != nil {
 		return err

@@ -15,10 +15,12 @@ import (
 )
 
 // queue is what the collector needs of the buffer. Append takes a batch for
-// good or says why not; Sync makes durable what waits longer than a time.
+// good or says why not; Sync makes durable what waits longer than a time; Idle
+// tells whether nothing waits for that.
 type queue interface {
 	Append(buffer.Lane, buffer.Batch) (uint64, error)
 	Sync(olderThan time.Duration) error
+	Idle() bool
 }
 
 // limits say when a batch is full.
@@ -65,6 +67,7 @@ type collector struct {
 	encoded []byte
 	failed  atomic.Int64  // Unix ms of the last trouble with the queue, 0 when it is over
 	urgent  chan struct{} // holds a token while events wait for Sync
+	kept    chan struct{} // holds a token after a batch was appended
 }
 
 // inbox is how many groups may wait for the collector.
@@ -76,7 +79,7 @@ const eventSync = 50 * time.Millisecond
 
 func newCollector(q queue, c *telemetry.Catalog, rules *rule.Set, l limits, log *slog.Logger) *collector {
 	co := &collector{queue: q, catalog: c, rules: rules, limits: l, log: log,
-		in: make(chan *telemetry.Group, inbox), urgent: make(chan struct{}, 1), last: make([]last, len(c.Points))}
+		in: make(chan *telemetry.Group, inbox), urgent: make(chan struct{}, 1), kept: make(chan struct{}, 1), last: make([]last, len(c.Points))}
 	for _, p := range c.Points {
 		co.cost = append(co.cost, len(p.Name)+14)
 	}
@@ -104,8 +107,8 @@ func (c *collector) run() {
 	stop := make(chan struct{})
 	var flusher sync.WaitGroup
 	flusher.Go(func() { c.flush(stop) })
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
+	next := time.NewTimer(pulse)
+	defer next.Stop()
 	for {
 		select {
 		case g, ok := <-c.in:
@@ -116,39 +119,71 @@ func (c *collector) run() {
 				c.sync(0)
 				return
 			}
-			c.add(g)
-		case <-tick.C:
+			begun := c.opened
+			if c.add(g); c.opened != begun {
+				next.Reset(c.wait())
+			}
+		case <-next.C:
 			c.beat.Store(time.Now().UnixMilli())
 			if c.count > 0 && time.Since(c.opened) >= c.limits.maxAge {
 				c.close()
 			}
+			next.Reset(c.wait())
 		}
 	}
 }
 
+// pulse is how often the collector turns at least.
+const pulse = time.Second
+
+// wait is how long the collector may wait for the next group.
+func (c *collector) wait() time.Duration {
+	if c.count == 0 {
+		return pulse
+	}
+	return min(pulse, max(time.Until(c.opened.Add(c.limits.maxAge)), 0))
+}
+
 // flush makes durable what is due until stop is closed. It is a goroutine of
 // its own, so that collecting, and with it polling, never waits for the disk.
+// While the broker takes everything at once it hardly ever wakes.
 func (c *collector) flush(stop <-chan struct{}) {
-	tick := time.NewTicker(flushTick)
-	defer tick.Stop()
+	next := time.NewTimer(flushTick)
+	defer next.Stop()
+	resting := false
 	for {
 		select {
 		case <-stop:
 			return
-		case <-tick.C:
+		case <-next.C:
 		case <-c.urgent:
 			select { // events that come together share a commit
 			case <-stop:
 				return
 			case <-time.After(eventSync):
 			}
+		case <-c.kept:
+			if resting {
+				resting = false
+				next.Reset(flushTick)
+			}
+			continue
 		}
 		c.sync(c.due())
+		if resting = c.queue.Idle(); resting {
+			next.Reset(restTick)
+		} else {
+			next.Reset(flushTick)
+		}
 	}
 }
 
-// flushTick is how often the flusher looks for what is due.
-const flushTick = 100 * time.Millisecond
+// The flusher looks for what is due at every flushTick while a batch is only
+// in memory, and else at every restTick.
+const (
+	flushTick = 100 * time.Millisecond
+	restTick  = time.Second
+)
 
 // due is the age from which on data is made durable: the flusher may have
 // just looked, and a commit takes its time. It counts from the first reading
@@ -286,9 +321,14 @@ func (c *collector) appendEvent(at clock.Stamp, groups ...telemetry.Group) {
 	b := telemetry.Batch{Catalog: c.catalog.Hash(), Boot: at.Boot, Synced: at.Synced, Groups: groups}
 	c.append(buffer.Event, &b, count)
 	c.events.Add(1)
+	token(c.urgent)
+}
+
+// token puts a token into a channel that does not hold one yet.
+func token(c chan struct{}) {
 	select {
-	case c.urgent <- struct{}{}:
-	default: // it is already under way
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -323,6 +363,7 @@ func (c *collector) append(lane buffer.Lane, b *telemetry.Batch, count int) {
 		age = time.Since(c.opened)
 	}
 	_, err = c.queue.Append(lane, buffer.Batch{Bytes: c.encoded, Count: count, From: from, To: to, Age: age})
+	token(c.kept)
 	if n := len(b.Groups); errors.Is(err, buffer.ErrTooLarge) && n > 1 {
 		// Long texts, and a buffer with small segments: two batches then.
 		for _, half := range [][]telemetry.Group{b.Groups[:n/2], b.Groups[n/2:]} {

@@ -24,6 +24,7 @@ type fakeQueue struct {
 	ages    [2][]time.Duration
 	most    int         // largest batch that it takes, 0: any
 	synced  []time.Time // calls of Sync
+	waits   bool        // what was appended since is not durable
 }
 
 func (q *fakeQueue) Append(l buffer.Lane, b buffer.Batch) (uint64, error) {
@@ -39,6 +40,7 @@ func (q *fakeQueue) Append(l buffer.Lane, b buffer.Batch) (uint64, error) {
 	q.batches[l] = append(q.batches[l], d)
 	q.counts[l] += b.Count
 	q.ages[l] = append(q.ages[l], b.Age)
+	q.waits = true
 	return uint64(len(q.batches[l])), nil
 }
 
@@ -47,6 +49,12 @@ func (q *fakeQueue) Sync(time.Duration) error {
 	defer q.mu.Unlock()
 	q.synced = append(q.synced, time.Now())
 	return nil
+}
+
+func (q *fakeQueue) Idle() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return !q.waits
 }
 
 func testCatalog() *telemetry.Catalog {
@@ -275,5 +283,48 @@ func TestTooLarge(t *testing.T) {
 		if len(q.batches[buffer.Data]) < 2 || q.counts[buffer.Data] != 20 {
 			t.Errorf("%d batches with %d readings", len(q.batches[buffer.Data]), q.counts[buffer.Data])
 		}
+	})
+}
+
+// TestFlusherRests: while everything is delivered the flusher looks once a
+// second; from a batch on until it is durable ten times.
+func TestFlusherRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := &fakeQueue{}
+		c := newCollector(q, testCatalog(), nil, limits{maxAge: time.Second, maxReadings: 1000, maxBytes: 1e6, maxLoss: 2 * time.Second}, slog.New(slog.DiscardHandler))
+		done := make(chan struct{})
+		go func() { c.run(); close(done) }()
+		looks := func(d time.Duration) int {
+			q.mu.Lock()
+			q.synced = nil
+			q.mu.Unlock()
+			time.Sleep(d)
+			synctest.Wait()
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			return len(q.synced)
+		}
+		time.Sleep(5*time.Second + 10*time.Millisecond)
+		if n := looks(10 * time.Second); n != 10 {
+			t.Errorf("at rest it looked %d times in 10 s", n)
+		}
+		time.Sleep(300 * time.Millisecond) // so that no look at rest is near the end of the batch
+		c.emit(pair(0))
+		n := looks(time.Second + flushTick + time.Millisecond)
+		if len(q.batches[buffer.Data]) != 1 || n == 0 || time.Since(q.synced[n-1]) > 2*time.Millisecond {
+			t.Errorf("no look within a tick after a batch: %v", q.synced)
+		}
+		if n := looks(2 * time.Second); n != 20 {
+			t.Errorf("while a batch waits it looked %d times in 2 s", n)
+		}
+		q.mu.Lock()
+		q.waits = false
+		q.mu.Unlock()
+		looks(time.Second)
+		if n := looks(10 * time.Second); n != 10 {
+			t.Errorf("at rest again it looked %d times in 10 s", n)
+		}
+		close(c.in)
+		<-done
 	})
 }

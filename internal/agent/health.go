@@ -20,7 +20,7 @@ const turn = time.Second
 const settled = 5
 
 // stuck is how long the collector may be silent before systemd's watchdog
-// is no longer fed; it turns ten times a second.
+// is no longer fed; it turns at least once a second.
 const stuck = 20 * time.Second
 
 // health knows since when something is not well, looks after the clock and
