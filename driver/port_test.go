@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -126,6 +127,18 @@ func TestTimetable(t *testing.T) {
 		}
 		if len(phases) != want {
 			t.Errorf("%d devices on a line have %d phases, not %d", devices, len(phases), want)
+		}
+	}
+	for _, names := range []string{"bus%[1]d/meter%[1]d", "bus%[1]d/d%[1]d", "bus/meter-%d", "hall%d/meter", "m%[1]d/m%[1]d"} {
+		on := map[int64]int{}
+		for i := range 100 {
+			line, device, _ := strings.Cut(fmt.Sprintf(names, i), "/")
+			on[newGrid(line, device, 1, time.Second).phase]++
+		}
+		for phase, n := range on {
+			if n > 40 {
+				t.Errorf("%s: %d of 100 devices are polled at phase %v", names, n, time.Duration(phase))
+			}
 		}
 	}
 	if a, b := newGrid("bus", "a", 2, time.Second), newGrid("bus", "b", 2, time.Second); a.phase == b.phase {

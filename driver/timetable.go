@@ -34,7 +34,8 @@ func newGrid(line, device string, devices int, every time.Duration) grid {
 		n = slotsMany
 	}
 	slot := max(min(g.every/n, int64(slotMax)), 1)
-	g.phase = int64(h.Sum64()%uint64((g.every+slot-1)/slot)) * slot
+	// The low bits of the hash are no dice: of bus1/meter1, bus2/meter2 ... they are all the same.
+	g.phase = int64(h.Sum64()>>40%uint64((g.every+slot-1)/slot)) * slot
 	return g
 }
 
