@@ -30,13 +30,15 @@ const (
 	meterRefuses             // a sound frame without data that can be read
 )
 
-// scanMeters looks for meters on an M-Bus: at which setting anything answers
-// when all are called, then by primary address, then by secondary address,
-// digit for digit where several answer at once. It sends what initialises the
-// link, selects and asks for data, and nothing that changes a meter.
+// scanMeters looks for meters on an M-Bus: at which settings anything answers
+// when all are called, a segment may have several; at each of them by primary
+// address, then by secondary address, digit for digit where several answer at
+// once. It sends what initialises the link, selects and asks for data, and
+// nothing that changes a meter.
 func (s *scan) scanMeters(ctx context.Context) error {
 	settings := max(len(s.modes), 1)
-	at := -1
+	s.res.Tried, s.res.Asked = len(s.modes), len(s.o.IDs)
+	var heard []int
 	for i := range settings {
 		if err := s.setMeterLine(i, settings); err != nil {
 			return err
@@ -46,28 +48,47 @@ func (s *scan) scanMeters(ctx context.Context) error {
 			return err
 		}
 		if there {
-			at = i
-			break
+			heard = append(heard, i)
 		}
 	}
-	s.res.Tried = min(len(s.modes), settings)
-	if at < 0 { // not every meter answers to 254
-		at = 0
-		if err := s.setMeterLine(0, settings); err != nil {
+	if len(heard) == 0 {
+		heard = []int{0} // not every meter answers to 254
+	}
+	defer s.meterLine()
+	for _, i := range heard {
+		at := ""
+		if len(s.modes) > 0 {
+			if err := s.set(s.modes[i]); err != nil {
+				return err
+			}
+			at = s.names[i]
+		}
+		if err := s.primary(ctx, at); err != nil {
+			return err
+		}
+		if err := s.secondary(ctx, at); err != nil {
 			return err
 		}
 	}
-	s.res.Asked = len(s.o.IDs)
-	if err := s.primary(ctx); err != nil {
-		return err
-	}
-	if err := s.secondary(ctx); err != nil {
-		return err
-	}
-	if len(s.res.Units) > 0 && len(s.modes) > 0 {
-		s.res.Line = s.names[at]
-	}
 	return nil
+}
+
+// meterLine chooses the setting at which most meters answer, the one tried
+// first of several.
+func (s *scan) meterLine() {
+	n := map[string]int{}
+	for _, u := range s.res.Units {
+		for _, l := range u.Lines {
+			if n[l] += 2; u.Answer == "damaged" {
+				n[l]-- // of several meters, or none at all
+			}
+		}
+	}
+	for _, l := range s.names {
+		if n[l] > n[s.res.Line] {
+			s.res.Line = l
+		}
+	}
 }
 
 func (s *scan) setMeterLine(i, of int) error {
@@ -92,8 +113,8 @@ func (s *scan) anyMeter(ctx context.Context) (bool, error) {
 func selectMeters(mask []byte) []byte { return mbus.Long(mbus.SndUd, mbus.Selected, 0x52, mask...) }
 
 // primary asks all primary addresses.
-func (s *scan) primary(ctx context.Context) error {
-	s.say(ScanStep{Text: "asking primary addresses", Of: len(s.o.IDs)})
+func (s *scan) primary(ctx context.Context, at string) error {
+	s.say(ScanStep{Text: meterStep("asking primary addresses", at), Of: len(s.o.IDs)})
 	for i, id := range s.o.IDs {
 		s.say(ScanStep{Done: i, Of: len(s.o.IDs)})
 		what, _, err := s.meterSays(ctx, mbus.Short(mbus.SndNke, byte(id)))
@@ -107,23 +128,30 @@ func (s *scan) primary(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s.meterFound(ctx, id, "", what, t)
+		s.meterFound(id, "", at, what, t)
 	}
 	s.say(ScanStep{Done: len(s.o.IDs), Of: len(s.o.IDs)})
 	return nil
 }
 
+func meterStep(what, at string) string {
+	if at != "" {
+		what += " at " + at
+	}
+	return what
+}
+
 // secondary looks for the meters whose address begins as the digits do.
-func (s *scan) secondary(ctx context.Context) error {
-	s.say(ScanStep{Text: "looking for secondary addresses"})
-	if err := s.branch(ctx, ""); err != nil {
+func (s *scan) secondary(ctx context.Context, at string) error {
+	s.say(ScanStep{Text: meterStep("looking for secondary addresses", at)})
+	if err := s.branch(ctx, "", at); err != nil {
 		return err
 	}
 	_, _, err := s.meterSays(ctx, mbus.Short(mbus.SndNke, mbus.Selected)) // nobody stays selected
 	return err
 }
 
-func (s *scan) branch(ctx context.Context, digits string) error {
+func (s *scan) branch(ctx context.Context, digits, at string) error {
 	mask, err := mbus.AddressBytes(digits + strings.Repeat("F", 8-len(digits)))
 	if err != nil {
 		return err
@@ -138,7 +166,7 @@ func (s *scan) branch(ctx context.Context, digits string) error {
 	several := what != meterSpeaks && what != meterRefuses
 	if several && len(digits) < 8 {
 		for d := range 10 {
-			if err := s.branch(ctx, digits+strconv.Itoa(d)); err != nil {
+			if err := s.branch(ctx, digits+strconv.Itoa(d), at); err != nil {
 				return err
 			}
 		}
@@ -148,7 +176,7 @@ func (s *scan) branch(ctx context.Context, digits string) error {
 		digits = t.ID
 	}
 	if what != meterSilent {
-		s.meterFound(ctx, -1, digits, what, t)
+		s.meterFound(-1, digits, at, what, t)
 	}
 	return nil
 }
@@ -244,7 +272,7 @@ func (s *scan) meterBytes(msg []byte) (in []byte, err error) {
 
 // meterFound takes down a meter; digits are of a number that is called by
 // several, or whose telegram says nothing of it.
-func (s *scan) meterFound(ctx context.Context, id int, digits string, what meterAnswer, t *mbus.Telegram) {
+func (s *scan) meterFound(id int, digits, at string, what meterAnswer, t *mbus.Telegram) {
 	u := ScanUnit{ID: id, Answer: "telegram", Address: digits, RTT: s.heard.Sub(s.sent)}
 	switch {
 	case what == meterSpeaks && (t.Header || t.Fixed):
@@ -263,10 +291,18 @@ func (s *scan) meterFound(ctx context.Context, id int, digits string, what meter
 	if what == meterSpeaks {
 		u.Matches, u.Best = s.meterMatches(t)
 	}
+	if at != "" {
+		u.Lines = []string{at}
+	}
 	for i := range s.res.Units {
-		if o := &s.res.Units[i]; u.Address != "" && o.Address == u.Address && (id < 0 || o.ID < 0 || o.ID == id) {
-			return // by its other address
+		o := &s.res.Units[i]
+		if u.Address == "" || o.Address != u.Address || id >= 0 && o.ID >= 0 && o.ID != id {
+			continue
 		}
+		if at != "" && !slices.Contains(o.Lines, at) {
+			o.Lines = append(o.Lines, at) // a meter that follows the speed of the master
+		}
+		return // by its other address
 	}
 	s.res.Units = append(s.res.Units, u)
 	name := "meter " + u.Address

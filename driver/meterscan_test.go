@@ -13,6 +13,7 @@ import (
 
 	"tidegate/driver/mbus"
 	"tidegate/driver/profile"
+	"tidegate/internal/sim"
 )
 
 // recorded is a meter that answers with a telegram that a real one has sent,
@@ -155,5 +156,50 @@ func TestMeterScanOdd(t *testing.T) {
 	}
 	if _, err := Scan(context.Background(), "serial:///dev/null", ScanOptions{MBus: true, IDs: []int{251}}, nil); err == nil || !strings.Contains(err.Error(), "0..250") {
 		t.Errorf("unit 251: %v", err)
+	}
+}
+
+// TestMeterScanSpeeds: a segment with meters of three speeds. Each is found at
+// its own, one that follows its master is listed once, and the setting of the
+// bus is the one at which most answer.
+func TestMeterScanSpeeds(t *testing.T) {
+	t.Parallel()
+	lib := library(t)
+	water, err := lib.Get("mbus-water")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(baud int) sim.Wire { return sim.Wire{Only: fmt.Sprintf("%d 8E1", baud)} }
+	b := &sim.MeterBus{}
+	for i, w := range []sim.Wire{at(2400), at(9600), at(9600), at(1200), {}} {
+		m, err := b.Add(water, i+1, fmt.Sprintf("%d0000000", i+1), 1, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Wire = w
+	}
+	master, path, err := sim.OpenPTY()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	served := make(chan error, 1)
+	go func() { served <- b.Serve(ctx, master) }()
+	defer func() { cancel(); master.Close(); <-served }()
+	r, err := Scan(ctx, "serial://"+path, ScanOptions{MBus: true, Lines: []string{"2400 8E1", "1200 8E1", "9600 8E1"}, IDs: []int{1, 2, 3, 4, 5, 6}, Timeout: 60 * time.Millisecond, Profiles: everything(t)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, u := range r.Units {
+		got = append(got, fmt.Sprintf("%d %.8s %s", u.ID, u.Address, strings.Join(u.Lines, ", ")))
+	}
+	slices.Sort(got)
+	want := []string{
+		"1 10000000 2400 8E1", "2 20000000 9600 8E1", "3 30000000 9600 8E1", "4 40000000 1200 8E1",
+		"5 50000000 2400 8E1, 1200 8E1, 9600 8E1",
+	}
+	if !slices.Equal(got, want) || r.Line != "9600 8E1" || r.Tried != 3 {
+		t.Errorf("at %s, %d settings:\n%s\nwant\n%s", r.Line, r.Tried, strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }

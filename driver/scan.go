@@ -38,7 +38,7 @@ type ScanStep struct {
 // ScanResult is what a scan has found.
 type ScanResult struct {
 	Connect  string
-	Line     string // the setting at which an answer came; "" on a network, or if none came
+	Line     string // the setting at which an answer came, of meters on an M-Bus the one at which most do; "" on a network, or if none came
 	MBus     bool   // the units are meters on an M-Bus
 	Units    []ScanUnit
 	Talkers  []ScanTalker // devices that talk by themselves
@@ -54,9 +54,10 @@ type ScanResult struct {
 
 // ScanUnit is a unit that answered.
 type ScanUnit struct {
-	ID      int    // of a meter on an M-Bus -1: it has answered to its secondary address alone
-	Address string // secondary address of a meter; its number where that is all that is known
-	Answer  string // registers, exception N, telegram, damaged
+	ID      int      // of a meter on an M-Bus -1: it has answered to its secondary address alone
+	Address string   // secondary address of a meter; its number where that is all that is known
+	Lines   []string // settings at which a meter on an M-Bus answers: several if it follows its master
+	Answer  string   // registers, exception N, telegram, damaged
 	RTT     time.Duration
 	Slow    bool // it answered later than the timeout
 	// Matches are the profiles all of whose reads fit, two or more of them.

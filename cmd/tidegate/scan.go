@@ -52,9 +52,9 @@ as unit 1, 255 and 0, then as --ids. Only reads are sent, each to one unit. A
 profile is named when two or more reads fit and nothing else explains them;
 profiles that nothing parts are listed together.
 
-With --mbus all meters are called at 2400, 300 and 9600 baud (8E1); where one
-answers, each primary address is asked, then the secondary addresses are found
-digit for digit. Meters are initialised, selected and asked, never set.
+With --mbus all meters are called at 2400, 300 and 9600 baud (8E1); at each
+speed where one answers, the primary addresses are asked, then the secondary
+ones are found digit for digit. Meters are initialised, selected and asked, never set.
 
 While the agent has the port, it does the scan: its polls of that bus pause,
 for --pause at most, and go on when the scan ends or is broken off.

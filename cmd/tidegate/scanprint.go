@@ -97,6 +97,9 @@ func printScan(w io.Writer, target string, r *status.Scan) {
 			what += "; slow: give it timeout: 1s"
 		}
 		rows = append(rows, []string{id, fmt.Sprintf("%.0f ms", u.RTTMS), u.Answer, what})
+		if len(u.Lines) > 0 {
+			rows = append(rows, []string{"", "", "", "line: " + strings.Join(u.Lines, " or ")})
+		}
 		for _, k := range slices.Sorted(maps.Keys(u.Identity)) {
 			rows = append(rows, []string{"", "", "", k + ": " + u.Identity[k]})
 		}
@@ -106,16 +109,26 @@ func printScan(w io.Writer, target string, r *status.Scan) {
 		text := fmt.Sprintf("talks by itself at %s: %s (%s)", t.Line, t.Profile+strings.Join(t.Ties, " or "), count(int64(t.Frames), "good frame"))
 		fmt.Fprintln(w, status.Wrap(text, 80, "  "))
 	}
-	line, devices := "", 0
+	line, devices, others := "", 0, otherLine(r)
 	for _, u := range r.Units {
 		if !r.MBus || u.Answer != "damaged" {
 			devices++
 		}
 	}
 	if r.Line.Baud > 0 {
-		line = fmt.Sprintf(" at %d %s", r.Line.Baud, r.Line.Mode)
+		lines := []string{fmt.Sprintf("%d %s", r.Line.Baud, r.Line.Mode)}
+		for _, u := range others {
+			if !slices.Contains(lines, u.Lines[0]) {
+				lines = append(lines, u.Lines[0])
+			}
+		}
+		line = " at " + strings.Join(lines, ", ")
 	}
 	fmt.Fprintln(w, status.Wrap(fmt.Sprintf("%s: %s%s, %.0f s, %d reads", target, count(int64(devices+len(r.Talkers)), "device"), line, r.Seconds, r.Requests), 80, "  "))
+	if len(others) > 0 {
+		text := fmt.Sprintf("%s at another setting than %d %s, and a bus has one: --config says what to do", count(int64(len(others)), "meter"), r.Line.Baud, r.Line.Mode)
+		fmt.Fprintln(w, status.Wrap(text, 80, "  "))
+	}
 	if r.AnyID {
 		fmt.Fprintln(w, "it answers to every unit id")
 	}
@@ -129,6 +142,17 @@ func printScan(w io.Writer, target string, r *status.Scan) {
 		fmt.Fprintln(w, status.Wrap("for tidegate.yaml: the same with --config; or look at registers:\n"+
 			fmt.Sprintf("  tidegate read %s --unit %d holding:0+4 --as all%s", strings.Replace(r.Connect, "://", ":", 1), r.Units[0].ID, lineFlags(r)), 80, "      "))
 	}
+}
+
+// otherLine are the meters that do not answer at the setting of the bus.
+func otherLine(r *status.Scan) (out []*status.ScanUnit) {
+	line := fmt.Sprintf("%d %s", r.Line.Baud, r.Line.Mode)
+	for i := range r.Units {
+		if u := &r.Units[i]; u.Answer != "damaged" && len(u.Lines) > 0 && !slices.Contains(u.Lines, line) {
+			out = append(out, u)
+		}
+	}
+	return out
 }
 
 // lineFlags are the flags of read for the setting that was found.
@@ -184,11 +208,17 @@ func (c *configBlock) add(r *status.Scan) {
 	if r.Line.Baud > 0 {
 		p("    line: %d %s", r.Line.Baud, r.Line.Mode)
 	}
+	others := otherLine(r)
+	for _, u := range others {
+		c.elsewhere(r, u)
+	}
 	p("    devices:")
 	for i := range r.Units {
 		u := &r.Units[i]
 		if r.MBus {
-			c.meter(r.Units, u)
+			if !slices.Contains(others, u) {
+				c.meter(r.Units, u)
+			}
 			continue
 		}
 		name := "unit"
@@ -257,6 +287,22 @@ func (c *configBlock) meter(all []status.ScanUnit, u *status.ScanUnit) {
 	}
 	p("        %s", call)
 }
+
+// elsewhere says of a meter why it is not on this bus, and what can be done.
+func (c *configBlock) elsewhere(r *status.Scan, u *status.ScanUnit) {
+	baud, _, _ := strings.Cut(u.Lines[0], " ")
+	text := fmt.Sprintf("Meter %s (%s, %s) answers at %s, not at %d %s: a bus has one setting, so it is not below.",
+		cmp.Or(u.Address, fmt.Sprintf("at unit %d", u.ID)), cmp.Or(u.Profile, u.Answer), u.Identity["medium"], u.Lines[0], r.Line.Baud, r.Line.Mode)
+	if i := slices.Index(meterSpeeds, r.Line.Baud); i >= 0 && baud != fmt.Sprint(r.Line.Baud) {
+		text += fmt.Sprintf(" Its maker's tool can set it to %d baud, if it has that speed (CI field %02X); scan again then.", r.Line.Baud, 0xB8+i)
+	}
+	text += " Else it needs a converter on another port, and a bus with line: " + u.Lines[0] + "."
+	fmt.Fprintf(&c.b, "    # %s\n", strings.ReplaceAll(status.Wrap(text, 76, ""), "\n", "\n    # "))
+}
+
+// meterSpeeds are those that EN 13757-3 lets a master switch meters to, with
+// the CI fields from B8 on.
+var meterSpeeds = []int{300, 600, 1200, 2400, 4800, 9600, 19200, 38400}
 
 func (c *configBlock) text() string {
 	if c.b.Len() == 0 {

@@ -23,9 +23,9 @@ import (
 
 type simFlags struct {
 	at         string
+	lines      []string // with @UNIT: of one meter
 	faults     []string
 	set        []string
-	line       string
 	turnaround time.Duration
 	seed       uint64
 	forTime    time.Duration
@@ -44,7 +44,8 @@ UNIT is the primary address, or the 8 or 16 digits of the secondary one. PLACE i
                      a link to it; an existing port is used as it is
   tcp:HOST:PORT, rtu+tcp:HOST:PORT, serial+tcp:HOST:PORT
 --line 9600 8E1 paces the bytes as that line would; on a pty, who asks at
-another setting is not understood. --fault KIND[:VALUE][:SHARE][@UNIT] makes
+another setting is not understood. --line '300 8E1@5' is for the meter with
+this address on an M-Bus alone. --fault KIND[:VALUE][:SHARE][@UNIT] makes
 answers go wrong: silent, late:300ms, garble:0.01, exception:2, noise, short,
 split, echo, doubled, other-unit, other-function, other-count, wrong-id,
 hangup. It runs until it is stopped.`,
@@ -54,7 +55,7 @@ hangup. It runs until it is stopped.`,
 	c.Flags().StringVar(&f.at, "at", "", "`PLACE` where the devices are, such as rtu:/tmp/meters or tcp:127.0.0.1:1502")
 	c.Flags().StringArrayVar(&f.faults, "fault", nil, "what goes wrong, `FAULT` such as late:300ms or garble:0.01@7")
 	c.Flags().StringArrayVar(&f.set, "set", nil, "keep a point at a value, `POINT=VALUE` or POINT@UNIT=VALUE")
-	c.Flags().StringVar(&f.line, "line", "", "`SETTING` of the line, such as \"9600 8N1\" (default: bytes are not paced)")
+	c.Flags().StringArrayVar(&f.lines, "line", nil, "`SETTING` of the line, such as \"9600 8N1\", or of a meter: \"300 8E1@5\" (default: bytes are not paced)")
 	c.Flags().DurationVar(&f.turnaround, "turnaround", 0, "how long a unit thinks before each answer")
 	c.Flags().Uint64Var(&f.seed, "seed", 1, "other values and other faults")
 	c.Flags().DurationVar(&f.forTime, "for", 0, "end after this `TIME`")
@@ -161,17 +162,21 @@ func (a *app) simulate(args []string, f *simFlags) (*simulation, error) {
 		taken[n] = address == ""
 		s.units = append(s.units, simUnit{n, p.Name, address, p})
 	}
-	if f.line != "" {
-		if err := driver.CheckLine(f.line); err != nil {
+	own := map[string]sim.Wire{} // by unit
+	for _, text := range f.lines {
+		setting, unit, one := strings.Cut(text, "@")
+		w, err := wireOf(setting)
+		if err != nil {
 			return nil, usage{err}
 		}
-		f.line = strings.ToUpper(f.line)
-		baud, format, _ := strings.Cut(f.line, " ")
-		s.wire.Baud, _ = strconv.Atoi(baud) // CheckLine has read it
-		s.wire.CharBits, s.wire.Only = 1+int(format[0]-'0')+int(format[2]-'0'), f.line
-		if format[1] != 'N' {
-			s.wire.CharBits++
+		if !one {
+			s.wire = w
+			continue
 		}
+		if !s.units[0].p.MBus() {
+			return nil, usage{fmt.Errorf("--line %s: only meters on an M-Bus have a speed each", text)}
+		}
+		own[unit] = w
 	}
 	var rules []sim.Rule
 	for _, text := range f.faults {
@@ -183,7 +188,7 @@ func (a *app) simulate(args []string, f *simFlags) (*simulation, error) {
 	}
 	plan := sim.Rules(f.seed, rules...)
 	if s.units[0].p.MBus() {
-		return s, s.meters(f, plan)
+		return s, s.meters(f, plan, own)
 	}
 	if s.units[0].p.Transport == "serial" {
 		if len(s.units) > 1 {
@@ -223,7 +228,7 @@ func (a *app) simulate(args []string, f *simFlags) (*simulation, error) {
 }
 
 // meters puts meters on an M-Bus.
-func (s *simulation) meters(f *simFlags, plan sim.Plan) error {
+func (s *simulation) meters(f *simFlags, plan sim.Plan, own map[string]sim.Wire) error {
 	s.bus = &sim.MeterBus{Wire: s.wire, Plan: plan}
 	holds := map[int]func(point, value string) error{}
 	for i := range s.units {
@@ -235,6 +240,12 @@ func (s *simulation) meters(f *simFlags, plan sim.Plan) error {
 		if err != nil {
 			return usage{err}
 		}
+		for _, name := range []string{strconv.Itoa(u.Unit), u.Address} {
+			if w, ok := own[name]; ok && (name == u.Address || u.Address == "") {
+				m.Wire = w
+				delete(own, name)
+			}
+		}
 		u.Address = m.Address
 		next := holds[u.Unit]
 		holds[u.Unit] = func(point, value string) error {
@@ -245,7 +256,24 @@ func (s *simulation) meters(f *simFlags, plan sim.Plan) error {
 			return err
 		}
 	}
+	for unit := range own {
+		return usage{fmt.Errorf("--line ...@%s: there is no unit %s", unit, unit)}
+	}
 	return s.hold(f.set, holds)
+}
+
+// wireOf is a line with a setting such as 9600 8E1.
+func wireOf(setting string) (w sim.Wire, err error) {
+	if err := driver.CheckLine(setting); err != nil {
+		return w, err
+	}
+	w.Only = strings.ToUpper(setting)
+	baud, format, _ := strings.Cut(w.Only, " ")
+	w.Baud, _ = strconv.Atoi(baud) // CheckLine has read it
+	if w.CharBits = 1 + int(format[0]-'0') + int(format[2]-'0'); format[1] != 'N' {
+		w.CharBits++
+	}
+	return w, nil
 }
 
 // hold keeps points at values: POINT=VALUE for every device that has it,
@@ -288,7 +316,7 @@ func (a *app) simOnLine(ctx context.Context, s *simulation, path string, f *simF
 		if fi.Mode()&fs.ModeCharDevice == 0 {
 			return usage{fmt.Errorf("--at: %s is a file, and neither a port nor free for a link", path)}
 		}
-		line := f.line
+		line := s.wire.Only
 		if line == "" {
 			if line = s.units[0].p.Line; line == "" {
 				line = "9600 8N1"

@@ -145,6 +145,49 @@ buses:
 	}
 }
 
+// TestScanSpeeds: meters of three speeds on one segment are all found, and what
+// is to be pasted holds those of one speed, and says why and what to do of the
+// others.
+func TestScanSpeeds(t *testing.T) {
+	t.Parallel()
+	bin, dir := buildBinary(t), t.TempDir()
+	startSim(t, bin, "mbus-water@1", "mbus-heat@11223344", "mbus-water@2", "mbus-water@3", "--at", "serial:"+dir+"/cellar",
+		"--line", "2400 8E1", "--line", "300 8E1@2", "--line", "9600 8E1@11223344")
+	for range 100 {
+		if _, err := os.Lstat(dir + "/cellar"); err == nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	var out, said strings.Builder
+	cmd := exec.Command(bin, "scan", dir+"/cellar", "--mbus", "--ids", "1-3", "--timeout", "100ms", "--config")
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, said.String())
+	}
+	text := strings.Join(strings.Fields(said.String()), " ")
+	if w := `line: 2400 8E1.*line: 300 8E1.*line: 9600 8E1.*4 devices at 2400 8E1, 300 8E1, 9600 8E1,.*2 meters at another setting than 2400 8E1`; !regexp.MustCompile(w).MatchString(text) {
+		t.Errorf("no %s in\n%s", w, said.String())
+	}
+	head, devices, _ := strings.Cut(out.String(), "    devices:\n")
+	head = strings.ReplaceAll(head, "\n    # ", " ")
+	for _, w := range []string{`    line: 2400 8E1 `, `\(mbus-water, water\) answers at 300 8E1, not at 2400 8E1: .* \(CI field BB\).* line: 300 8E1\.`,
+		`Meter 11223344\S+ \(mbus-heat, heat\) answers at 9600 8E1`} {
+		if !regexp.MustCompile(w).MatchString(head) {
+			t.Errorf("no %s in\n%s", w, head)
+		}
+	}
+	if n := strings.Count(devices, "profile: mbus-water"); n != 2 || strings.Contains(devices, "heat") {
+		t.Errorf("%d devices:\n%s", n, devices)
+	}
+	for _, args := range [][]string{{"mbus-water@1", "--line", "300 8E1@7"}, {"eastron-sdm630@1", "--line", "300 8E1@1"}} {
+		cmd := exec.Command(bin, append([]string{"sim", "--at", "serial:" + dir + "/none"}, args...)...)
+		if text, _ := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 64 {
+			t.Errorf("%v: exit code %d\n%s", args, cmd.ProcessState.ExitCode(), text)
+		}
+	}
+}
+
 // TestReadOut: without an agent, meters on an M-Bus and of IEC 62056-21 are
 // read out once. One that is silent, a point that does not come and a device
 // that talks by itself are said to be so.

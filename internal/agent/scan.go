@@ -121,7 +121,7 @@ func scanOf(r *driver.ScanResult, bus string) *status.Scan {
 		s.Line.Mode = mode
 	}
 	for _, u := range r.Units {
-		out := status.ScanUnit{ID: u.ID, Address: u.Address, Answer: u.Answer, RTTMS: float64(u.RTT.Microseconds()) / 1000, Slow: u.Slow}
+		out := status.ScanUnit{ID: u.ID, Address: u.Address, Lines: u.Lines, Answer: u.Answer, RTTMS: float64(u.RTT.Microseconds()) / 1000, Slow: u.Slow}
 		for i, m := range u.Matches {
 			switch {
 			case i == 0 && u.Best == 1:

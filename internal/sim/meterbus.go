@@ -34,6 +34,7 @@ type MeterBus struct {
 type BusMeter struct {
 	Unit    int    // primary address
 	Address string // secondary address, 16 digits
+	Wire    Wire   // of this meter, if it has another speed than the bus
 
 	p        *profile.Profile
 	own      []byte // Address as it is sent
@@ -163,12 +164,20 @@ func (m *BusMeter) hear(f mbus.Frame, now time.Time) []byte {
 	return []byte{mbus.Ack}
 }
 
-// answer is what is on the wires after a frame of the master.
-func (b *MeterBus) answer(f mbus.Frame, now time.Time) (out []byte, late time.Duration) {
+// answer is what is on the wires after a frame of the master, and how fast it
+// comes. Meters that are deaf hear nothing: their line has another setting.
+func (b *MeterBus) answer(f mbus.Frame, now time.Time, deaf func(Wire) bool) (out []byte, late, char time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var who byte
 	for _, m := range b.meters {
+		w := m.Wire
+		if w == (Wire{}) {
+			w = b.Wire
+		}
+		if deaf(w) {
+			continue
+		}
 		said := m.hear(f, now)
 		for i, x := range said {
 			if i < len(out) {
@@ -178,14 +187,15 @@ func (b *MeterBus) answer(f mbus.Frame, now time.Time) (out []byte, late time.Du
 			}
 		}
 		if said != nil {
-			who = byte(m.Unit)
+			who, char = byte(m.Unit), w.char()
 		}
 	}
 	if out == nil || b.Plan == nil {
-		return out, 0
+		return out, 0, char
 	}
 	b.n++
-	return fail(b.Plan(Request{N: int(b.n), Unit: who}), b.n, out)
+	out, late = fail(b.Plan(Request{N: int(b.n), Unit: who}), b.n, out)
+	return out, late, char
 }
 
 // Serve answers on rw until ctx ends or writing fails.
@@ -208,9 +218,6 @@ func (b *MeterBus) listen(ctx context.Context, w io.Writer, in <-chan chunk) err
 				heard = nil // what was no frame by now will be none
 			}
 			last = c.at
-			if b.Wire.deaf(w) {
-				garble(c.b)
-			}
 			heard = append(heard, c.b...)
 		}
 		for len(heard) > 0 {
@@ -222,10 +229,10 @@ func (b *MeterBus) listen(ctx context.Context, w io.Writer, in <-chan chunk) err
 				heard = heard[1:]
 				continue
 			}
-			said, late := b.answer(f, time.Now())
+			said, late, char := b.answer(f, time.Now(), func(on Wire) bool { return on.deaf(w) })
 			heard = heard[n:]
-			sleep(ctx, late+time.Duration(n)*b.Wire.char()) // it comes over a wire
-			if err := paced(ctx, &mouth{w: w}, said, b.Wire.char()); err != nil {
+			sleep(ctx, late+time.Duration(n)*char) // it comes over a wire
+			if err := paced(ctx, &mouth{w: w}, said, char); err != nil {
 				return err
 			}
 		}

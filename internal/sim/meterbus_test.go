@@ -21,7 +21,7 @@ func say(b *MeterBus, now time.Time, msg []byte) []byte {
 	if err != nil {
 		panic(err)
 	}
-	out, _ := b.answer(f, now)
+	out, _, _ := b.answer(f, now, func(Wire) bool { return false })
 	return out
 }
 

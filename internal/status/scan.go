@@ -67,6 +67,7 @@ type ScanNoise struct {
 type ScanUnit struct {
 	ID       int               `json:"id"`                 // of a meter on an M-Bus -1: only its secondary address is known
 	Address  string            `json:"address,omitempty"`  // secondary address of a meter
+	Lines    []string          `json:"lines,omitempty"`    // line settings at which a meter on an M-Bus answers
 	Answer   string            `json:"answer"`             // registers, exception N
 	Profile  string            `json:"profile,omitempty"`  // the one that fits; "" if none does, or several
 	Evidence []string          `json:"evidence,omitempty"` // what each of its reads said
