@@ -359,9 +359,9 @@ func (l *Line) tell(d *device, all []telemetry.Reading, moments []profile.Moment
 		if !d.memory.New(g, d.opt.Base) {
 			return
 		}
-		l.group.At = at
-		l.group.Readings = append(l.group.Readings[:0], g...)
-		emit(&l.group)
+		out := l.group(at, len(g))
+		out.Readings = append(out.Readings, g...)
+		emit(out)
 	})
 }
 

@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"tidegate/driver/mbus"
@@ -89,6 +90,7 @@ type Device struct {
 type Env struct {
 	Clock  *clock.Clock // nil: a clock that keeps nothing on disk
 	Logger *slog.Logger // nil: no log
+	Groups *sync.Pool   // of *telemetry.Group: what lines fill, and receivers have done with; nil: each line has its own
 }
 
 // kind is the manner of speaking on a line.

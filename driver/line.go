@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,7 +42,7 @@ type Line struct {
 	open     connection
 	absent   time.Time // before it no absent unit is probed
 	techFree time.Time // before it no technician is served while Run runs
-	group    telemetry.Group
+	groups   *sync.Pool
 	taps     []*tap    // who listens to the bytes
 	warned   string    // code of the trouble that was logged last; "" when all is well
 	trouble  time.Time // when that trouble began
@@ -125,7 +126,7 @@ func Open(o Options, env Env) (*Line, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bus %s: %w", o.Name, err)
 	}
-	l := &Line{name: o.Name, at: at, opt: o, clk: env.Clock, log: env.Logger, timeout: o.Timeout,
+	l := &Line{name: o.Name, at: at, opt: o, clk: env.Clock, log: env.Logger, timeout: o.Timeout, groups: env.Groups,
 		own: make(chan struct{}, 1), asking: make(chan struct{}, 1), done: make(chan struct{}), nudge: make(chan struct{}, 1), units: map[byte]*unit{}}
 	if l.clk == nil {
 		if l.clk, err = clock.Open(""); err != nil {
@@ -136,6 +137,9 @@ func Open(o Options, env Env) (*Line, error) {
 		l.log = slog.New(slog.DiscardHandler)
 	}
 	l.log = l.log.With("bus", o.Name)
+	if l.groups == nil {
+		l.groups = &sync.Pool{New: func() any { return new(telemetry.Group) }}
+	}
 	if l.timeout == 0 {
 		l.timeout = defaultTimeout(at)
 	}
@@ -203,7 +207,7 @@ func (l *Line) unit(id byte) *unit {
 
 // Run owns the line until ctx ends: it opens the port, opens it again when
 // it was gone, polls or listens, and gives each group of readings to emit.
-// The group and its readings are reused: emit must not keep them. While emit
+// A group is emit's from then on; it may put it back into Env.Groups. While emit
 // blocks, the line waits, and polls are late or skipped and counted as such.
 // Run finishes the exchange under way, closes the port and returns nil, also
 // when Close was called; it returns an error only if the line was closed
@@ -263,6 +267,13 @@ func (l *Line) Run(ctx context.Context, emit func(*telemetry.Group)) error {
 			}
 		}
 	}
+}
+
+// group returns a group to fill, with room for n readings.
+func (l *Line) group(at clock.Stamp, n int) *telemetry.Group {
+	g := l.groups.Get().(*telemetry.Group)
+	g.At, g.Readings = at, slices.Grow(g.Readings[:0], n)
+	return g
 }
 
 // begin makes everything due at once: the first values come at the start, and

@@ -193,13 +193,12 @@ func (l *Line) failTalker(d *device, q telemetry.Quality, c telemetry.Cause, err
 	t.quality, t.cause, t.told = q, c, now
 	clear(d.measured) // the next value is told, new or not
 	d.lacks = nil
-	l.group.At = l.clk.Stamp()
-	l.group.Readings = l.group.Readings[:0]
+	g := l.group(l.clk.Stamp(), len(d.opt.Map.Points))
 	for i := range d.opt.Map.Points {
-		l.group.Readings = append(l.group.Readings, telemetry.Reading{Point: d.opt.Base + uint32(i), Quality: q, Cause: c})
+		g.Readings = append(g.Readings, telemetry.Reading{Point: d.opt.Base + uint32(i), Quality: q, Cause: c})
 	}
 	if err != nil {
 		l.account(d, err, false, 0, 0)
 	}
-	emit(&l.group)
+	emit(g)
 }

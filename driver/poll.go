@@ -161,14 +161,14 @@ func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*tele
 		l.fail(j, err, now, emit)
 		return
 	}
-	l.group.At = l.clk.Stamp().Before(time.Since(r.sent) / 2) // the middle of request and answer
-	l.group.Readings = d.model().Decode(j.req, r.data, d.opt.Base, l.group.Readings[:0])
+	g := l.group(l.clk.Stamp().Before(time.Since(r.sent)/2), len(j.req.Points)) // the middle of request and answer
+	g.Readings = d.model().Decode(j.req, r.data, d.opt.Base, g.Readings)
 	j.failure, j.good = nil, true
 	l.mu.Lock()
 	d.stats.RTT = r.got.Sub(r.sent)
 	l.mu.Unlock()
 	counted = j.hole == nil
-	emit(&l.group)
+	emit(g)
 }
 
 // probe asks an absent unit for a part of a block it never answered. If it is
@@ -198,12 +198,11 @@ func (l *Line) fail(j *job, err error, now time.Time, emit func(*telemetry.Group
 	j.failure, j.told = err, now
 	clear(j.dev.measured)
 	j.dev.lacks = nil
-	l.group.At = l.clk.Stamp()
-	l.group.Readings = l.group.Readings[:0]
+	g := l.group(l.clk.Stamp(), len(j.req.Points))
 	for _, i := range j.req.Points {
-		l.group.Readings = append(l.group.Readings, telemetry.Reading{Point: j.dev.opt.Base + uint32(i), Quality: telemetry.Comm, Cause: cause})
+		g.Readings = append(g.Readings, telemetry.Reading{Point: j.dev.opt.Base + uint32(i), Quality: telemetry.Comm, Cause: cause})
 	}
-	emit(&l.group)
+	emit(g)
 }
 
 // query asks a unit for a block and keeps account of what it owes. The line

@@ -80,12 +80,11 @@ func (l *Line) locate(ctx context.Context, j *job, now time.Time, emit func(*tel
 	l.jobs = jobs
 	l.log.Info("the models of a device are found", "device", d.name, "models", len(chain), "points", len(found.Points)-len(missing), "missing", len(missing))
 	if len(missing) > 0 {
-		l.group.At = l.clk.Stamp()
-		l.group.Readings = l.group.Readings[:0]
+		g := l.group(l.clk.Stamp(), len(missing))
 		for _, i := range missing {
-			l.group.Readings = append(l.group.Readings, telemetry.Reading{Point: d.opt.Base + uint32(i), Quality: telemetry.Fault, Cause: telemetry.CauseMarker})
+			g.Readings = append(g.Readings, telemetry.Reading{Point: d.opt.Base + uint32(i), Quality: telemetry.Fault, Cause: telemetry.CauseMarker})
 		}
-		emit(&l.group)
+		emit(g)
 	}
 	return true, nil
 }

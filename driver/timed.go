@@ -56,21 +56,14 @@ func (l *Line) timed(d *device, all []telemetry.Reading, at []profile.Moment, st
 			continue // told with an earlier one
 		}
 		age := ages[i]
-		l.group.At, l.group.Readings = before(stamp, age), l.group.Readings[:0]
+		g := l.group(stamp.Before(age), 0)
 		for k := i; k < len(past); k++ {
 			if ages[k] == age {
-				l.group.Readings = append(l.group.Readings, past[k])
+				g.Readings = append(g.Readings, past[k])
 				ages[k] = -1
 			}
 		}
-		emit(&l.group)
+		emit(g)
 	}
 	return rest
-}
-
-// before returns the stamp of an instant that lies some time back.
-func before(s clock.Stamp, age time.Duration) clock.Stamp {
-	s.Wall -= age.Milliseconds()
-	s.Mono -= age.Milliseconds()
-	return s
 }

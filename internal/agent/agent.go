@@ -98,8 +98,14 @@ func (a *Agent) beside(name string) string { return filepath.Join(a.cfg.Buffer.D
 func (a *Agent) build() error {
 	cfg := a.cfg
 	a.reader = &Reader{cfg: cfg, catalog: a.catalog, lines: map[string]*driver.Line{}, latest: a.latest}
+	batch := cfg.Links()[0].Batch // the same for all
+	l := limits{maxAge: batch.MaxAge, maxReadings: batch.MaxReadings, maxBytes: batch.MaxBytes, maxLoss: cfg.Buffer.MaxLoss}
+	if l.maxLoss > 0 {
+		l.maxAge = min(l.maxAge, l.maxLoss/2)
+	}
+	a.collect = newCollector(a.queue, a.catalog, cfg.RuleSet(), l, a.log)
 	for i := range cfg.Buses {
-		l, err := driver.Open(cfg.Buses[i], driver.Env{Clock: a.clock, Logger: a.log})
+		l, err := driver.Open(cfg.Buses[i], driver.Env{Clock: a.clock, Logger: a.log, Groups: a.collect.pool})
 		if err != nil {
 			return fmt.Errorf("bus %s: %w", cfg.Buses[i].Name, err)
 		}
@@ -112,12 +118,6 @@ func (a *Agent) build() error {
 			a.log.Error("the catalog of points could not be kept; batches on disk could not be named after a change of configuration", "error", err)
 		}
 	}
-	batch := cfg.Links()[0].Batch // the same for all
-	l := limits{maxAge: batch.MaxAge, maxReadings: batch.MaxReadings, maxBytes: batch.MaxBytes, maxLoss: cfg.Buffer.MaxLoss}
-	if l.maxLoss > 0 {
-		l.maxAge = min(l.maxAge, l.maxLoss/2)
-	}
-	a.collect = newCollector(a.queue, a.catalog, cfg.RuleSet(), l, a.log)
 	a.health = newHealth(a)
 	env := uplink.Env{
 		Gateway: cfg.Gateway.ID, Site: cfg.Gateway.Site, Version: a.opt.Version, Labels: cfg.Gateway.Labels,

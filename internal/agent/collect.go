@@ -51,8 +51,7 @@ type collector struct {
 	limits  limits
 	log     *slog.Logger
 	in      chan *telemetry.Group
-	cost    []int // bytes that a point costs in a message
-	pool    sync.Pool
+	pool    *sync.Pool   // of groups that may be filled again
 	beat    atomic.Int64 // Unix ms of the last turn, for the watchdog
 	events  atomic.Uint64
 
@@ -79,11 +78,8 @@ const eventSync = 50 * time.Millisecond
 
 func newCollector(q queue, c *telemetry.Catalog, rules *rule.Set, l limits, log *slog.Logger) *collector {
 	co := &collector{queue: q, catalog: c, rules: rules, limits: l, log: log,
-		in: make(chan *telemetry.Group, inbox), urgent: make(chan struct{}, 1), kept: make(chan struct{}, 1), last: make([]last, len(c.Points))}
-	for _, p := range c.Points {
-		co.cost = append(co.cost, len(p.Name)+14)
-	}
-	co.pool.New = func() any { return new(telemetry.Group) }
+		in: make(chan *telemetry.Group, inbox), urgent: make(chan struct{}, 1), kept: make(chan struct{}, 1), last: make([]last, len(c.Points)),
+		pool: &sync.Pool{New: func() any { return new(telemetry.Group) }}}
 	for i := range co.last {
 		co.last[i].Quality, co.last[i].Cause = telemetry.Init, telemetry.CauseNotYet
 		co.last[i].Point = uint32(i)
@@ -92,14 +88,9 @@ func newCollector(q queue, c *telemetry.Catalog, rules *rule.Set, l limits, log 
 	return co
 }
 
-// emit takes a group from a line. It copies it, and waits while the
-// collector is behind.
-func (c *collector) emit(g *telemetry.Group) {
-	own := c.pool.Get().(*telemetry.Group)
-	own.At = g.At
-	own.Readings = append(own.Readings[:0], g.Readings...)
-	c.in <- own
-}
+// emit takes a group from a line, for good, and waits while the collector is
+// behind.
+func (c *collector) emit(g *telemetry.Group) { c.in <- g }
 
 // run collects until the channel is closed and everything in it is in the
 // queue and durable.
@@ -254,7 +245,7 @@ func (c *collector) fits(g *telemetry.Group) bool {
 func (c *collector) weight(g *telemetry.Group) int {
 	n := 60
 	for i := range g.Readings {
-		n += c.cost[g.Readings[i].Point]
+		n += len(c.catalog.Points[g.Readings[i].Point].Name) + 14
 	}
 	return n
 }
