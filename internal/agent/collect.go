@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -51,6 +52,7 @@ type collector struct {
 	limits  limits
 	log     *slog.Logger
 	in      chan *telemetry.Group
+	cost    []uint16     // bytes that a point costs in a message
 	pool    *sync.Pool   // of groups that may be filled again
 	beat    atomic.Int64 // Unix ms of the last turn, for the watchdog
 	events  atomic.Uint64
@@ -80,6 +82,9 @@ func newCollector(q queue, c *telemetry.Catalog, rules *rule.Set, l limits, log 
 	co := &collector{queue: q, catalog: c, rules: rules, limits: l, log: log,
 		in: make(chan *telemetry.Group, inbox), urgent: make(chan struct{}, 1), kept: make(chan struct{}, 1), last: make([]last, len(c.Points)),
 		pool: &sync.Pool{New: func() any { return new(telemetry.Group) }}}
+	for _, p := range c.Points {
+		co.cost = append(co.cost, uint16(min(len(p.Name)+14, math.MaxUint16)))
+	}
 	for i := range co.last {
 		co.last[i].Quality, co.last[i].Cause = telemetry.Init, telemetry.CauseNotYet
 		co.last[i].Point = uint32(i)
@@ -210,7 +215,8 @@ func (c *collector) add(g *telemetry.Group) {
 		c.pool.Put(g)
 		return
 	}
-	if c.count > 0 && !c.fits(g) {
+	weight := c.weight(g)
+	if c.count > 0 && !c.fits(g, weight) {
 		c.close()
 	}
 	alarm := c.remember(g)
@@ -221,7 +227,7 @@ func (c *collector) add(g *telemetry.Group) {
 	c.open.Groups = append(c.open.Groups, *g)
 	c.groups = append(c.groups, g)
 	c.count += len(g.Readings)
-	c.bytes += c.weight(g)
+	c.bytes += weight
 	if alarm {
 		c.event(g)
 	}
@@ -233,19 +239,20 @@ func (c *collector) add(g *telemetry.Group) {
 	}
 }
 
-// fits tells whether g may join the open batch.
-func (c *collector) fits(g *telemetry.Group) bool {
+// fits tells whether g, of that weight, may join the open batch.
+func (c *collector) fits(g *telemetry.Group, weight int) bool {
 	head := c.open.Groups[0].At
 	drift := (g.At.Wall - g.At.Mono) - (head.Wall - head.Mono)
 	return g.At.Boot == head.Boot && g.At.Synced == head.Synced && drift < slew && drift > -slew &&
 		c.count+len(g.Readings) <= c.limits.maxReadings &&
-		int64(c.bytes+c.weight(g)) <= c.limits.maxBytes
+		int64(c.bytes+weight) <= c.limits.maxBytes
 }
 
+// weight is about how many bytes of a message g becomes.
 func (c *collector) weight(g *telemetry.Group) int {
 	n := 60
 	for i := range g.Readings {
-		n += len(c.catalog.Points[g.Readings[i].Point].Name) + 14
+		n += int(c.cost[g.Readings[i].Point])
 	}
 	return n
 }
