@@ -212,13 +212,13 @@ func (q *Queue) trimQuarantine(keep int, bytes int64) (dropped bool, err error) 
 		name, age string
 		size      int64
 	}
-	var files []file
+	var files []*file // sorted as pointers: one sort of the library serves all
 	for _, d := range list {
 		if fi, err := d.Info(); err == nil && fi.Mode().IsRegular() {
-			files = append(files, file{d.Name(), d.Name()[strings.LastIndexByte(d.Name(), '.')+1:], fileBytes(fi)})
+			files = append(files, &file{d.Name(), d.Name()[strings.LastIndexByte(d.Name(), '.')+1:], fileBytes(fi)})
 		}
 	}
-	slices.SortFunc(files, func(a, b file) int { // the newest first
+	slices.SortFunc(files, func(a, b *file) int { // the newest first
 		return -cmp.Or(cmp.Compare(len(a.age), len(b.age)), cmp.Compare(a.age, b.age))
 	})
 	left := len(files)

@@ -423,9 +423,9 @@ func dropCatalogs(c *bbolt.Bucket, room int64) error {
 		order uint64
 		size  int64
 	}
-	var all []old
+	var all []*old
 	err := c.ForEach(func(k, v []byte) error {
-		o := old{key: bytes.Clone(k), size: int64(len(v))}
+		o := &old{key: bytes.Clone(k), size: int64(len(v))}
 		if body, err := openBlob(kindCatalog, v); err == nil {
 			o.order = (&cursor{b: body}).uint()
 		}
@@ -435,7 +435,7 @@ func dropCatalogs(c *bbolt.Bucket, room int64) error {
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(all, func(a, b old) int { return cmp.Compare(b.order, a.order) })
+	slices.SortFunc(all, func(a, b *old) int { return cmp.Compare(b.order, a.order) })
 	for i, o := range all {
 		if room -= o.size; i > 0 && (i >= keepCatalogs || room < 0) {
 			if err := c.Delete(o.key); err != nil {

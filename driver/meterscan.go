@@ -321,12 +321,12 @@ func (s *scan) meterMatches(t *mbus.Telegram) (out []ScanMatch, best int) {
 		medium bool
 		n      int
 	}
-	var fits []fit
+	var fits []*fit
 	for _, p := range s.o.Profiles {
 		if !p.MBus() {
 			continue
 		}
-		f := fit{m: ScanMatch{Profile: p.Name}, medium: slices.Contains(p.Media(), t.Device)}
+		f := &fit{m: ScanMatch{Profile: p.Name}, medium: slices.Contains(p.Media(), t.Device)}
 		for _, r := range p.DecodeTelegram(t, 0, nil) {
 			pt := &p.Points[r.Point]
 			if r.Quality != telemetry.Good || pt.MBus == nil || pt.MBus.Header != "" {
@@ -340,7 +340,7 @@ func (s *scan) meterMatches(t *mbus.Telegram) (out []ScanMatch, best int) {
 			fits = append(fits, f)
 		}
 	}
-	slices.SortStableFunc(fits, func(a, b fit) int {
+	slices.SortStableFunc(fits, func(a, b *fit) int {
 		if a.medium != b.medium {
 			if a.medium {
 				return -1

@@ -412,6 +412,9 @@ func (s *scan) alive(ctx context.Context, id int, t profile.Table, wait time.Dur
 		delete(s.late, byte(id))
 		u.Slow = u.RTT > s.o.Timeout+s.w.char*20
 		s.res.Units = append(s.res.Units, u)
+		for all, i := s.res.Units, len(s.res.Units)-1; i > 0 && all[i].ID < all[i-1].ID; i-- {
+			all[i], all[i-1] = all[i-1], all[i] // in order
+		}
 		return true, nil
 	}
 	if err != nil && (ctx.Err() != nil || errors.Is(err, ErrGone)) {
@@ -554,7 +557,6 @@ func (s *scan) sweep(ctx context.Context) error {
 	if _, err := s.belated(ctx); err != nil {
 		return err
 	}
-	slices.SortFunc(s.res.Units, func(a, b ScanUnit) int { return a.ID - b.ID })
 	s.say(ScanStep{Done: len(s.o.IDs), Of: len(s.o.IDs)})
 	return nil
 }

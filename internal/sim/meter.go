@@ -22,7 +22,7 @@ type Meter struct {
 	models  []profile.Model // of SunSpec; the profile is as it stands in them
 	seed    uint64
 	points  []signal
-	spans   []stretch
+	spans   []*stretch
 	memory  *Unit // what Truth reads
 }
 
@@ -77,7 +77,7 @@ func NewMeter(p *profile.Profile, seed uint64, start time.Time) (*Meter, error) 
 		if !t.Bits() {
 			n /= 2
 		}
-		m.spans = append(m.spans, stretch{t, int(addr), int(addr) + n, []int{i}})
+		m.spans = append(m.spans, &stretch{t, int(addr), int(addr) + n, []int{i}})
 	}
 	m.join()
 	return m, m.Fill(m.memory)
@@ -107,10 +107,10 @@ func heldValue(p *profile.Profile, point, value string) (int, telemetry.Value, e
 
 // join makes one stretch of points that share registers.
 func (m *Meter) join() {
-	slices.SortFunc(m.spans, func(a, b stretch) int {
+	slices.SortFunc(m.spans, func(a, b *stretch) int {
 		return cmp.Or(cmp.Compare(a.table, b.table), cmp.Compare(a.from, b.from))
 	})
-	var out []stretch
+	var out []*stretch
 	for _, s := range m.spans {
 		if n := len(out); n > 0 && out[n-1].table == s.table && s.from < out[n-1].to {
 			out[n-1].to = max(out[n-1].to, s.to)
@@ -245,7 +245,7 @@ func (m *Meter) forbidden(t profile.Table, addr int) bool {
 	return false
 }
 
-func (m *Meter) fill(s stretch, now time.Time, regs []uint16) {
+func (m *Meter) fill(s *stretch, now time.Time, regs []uint16) {
 	for _, i := range s.points {
 		// NewMeter has tried it; a course that leaves the type later stays at 0.
 		b, err := m.encode(i, now)
