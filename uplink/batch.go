@@ -4,7 +4,6 @@ import (
 	"errors"
 	"time"
 
-	"tidegate/internal/telemetry"
 	"tidegate/uplink/payload"
 )
 
@@ -70,7 +69,7 @@ func (s *session) post(f flight) error {
 // aside: the tombstone says so, and the lane goes on.
 func (s *session) batchOut(item Item, history bool) error {
 	u, k := s.u, key{item.Lane, item.Seq}
-	if err := telemetry.DecodeBatch(item.Bytes, &s.batch); err != nil {
+	if err := s.batch.Decode(item.Bytes); err != nil {
 		u.log.Error("batch is damaged", "lane", k.lane, "seq", k.seq, "error", err)
 		u.setAside(s.src, k, "corrupt")
 		return nil

@@ -322,8 +322,8 @@ func (p *homeassistant) batch(dst []message, s *session, _ Item, c *telemetry.Ca
 	if history || c != p.u.env.Catalog {
 		return dst, nil
 	}
-	for i := range s.batch.Groups {
-		g := &s.batch.Groups[i]
+	for i := range s.batch.Len() {
+		g := s.batch.Group(i)
 		at, _ := p.u.env.Clock.Resolve(g.At)
 		for _, r := range g.Readings {
 			if int(r.Point) >= len(p.points) {

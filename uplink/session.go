@@ -33,7 +33,7 @@ type session struct {
 	nextStatus time.Time
 	nextMeta   time.Time
 	retryAt    time.Time // after an error of the source
-	batch      telemetry.Batch
+	batch      telemetry.Tables
 }
 
 // outgoing is a message that waits until there is room for it, and what its

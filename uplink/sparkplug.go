@@ -358,8 +358,8 @@ func (p *sparkplug) loss(dst []message, s *session, l *Loss) ([]message, error) 
 func (p *sparkplug) batch(dst []message, s *session, item Item, c *telemetry.Catalog, history bool) ([]message, error) {
 	of := p.metrics(c)
 	p.touched = p.touched[:0]
-	for i := range s.batch.Groups {
-		g := &s.batch.Groups[i]
+	for i := range s.batch.Len() {
+		g := s.batch.Group(i)
 		for j := range g.Readings {
 			r := &g.Readings[j]
 			if int(r.Point) >= len(of) {
@@ -380,8 +380,8 @@ func (p *sparkplug) batch(dst []message, s *session, item Item, c *telemetry.Cat
 		d.born = true
 		dst = append(dst, p.numbered(p.topic("DBIRTH", d.name), p.dbirth(d)))
 	}
-	for i := range s.batch.Groups {
-		g := &s.batch.Groups[i]
+	for i := range s.batch.Len() {
+		g := s.batch.Group(i)
 		at, _ := p.u.env.Clock.Resolve(g.At)
 		for j := range g.Readings {
 			m := of[g.Readings[j].Point]

@@ -179,23 +179,28 @@ func (p *envelopes) data() string {
 }
 
 func (p *envelopes) batch(dst []message, s *session, item Item, c *telemetry.Catalog, history bool) ([]message, error) {
-	u := p.u
-	var err error
-	if p.plain, err = p.dialect.Data(p.plain[:0], s.envelope(item.Lane, item.Seq), &s.batch, c, u.env.Clock.Resolve, history); err != nil {
-		return dst, err
-	}
-	topic, out := p.data(), s.buffer()
+	u, out := p.u, s.buffer()
+	topic, zip := p.data(), item.Lane == laneData && p.u.opts.Compress == "gzip"
 	if item.Lane == laneEvent {
 		topic = u.topicOf("event")
 	}
-	packed := false
-	if item.Lane == laneData && u.opts.Compress == "gzip" {
-		if out, packed = p.zip.Append(out, p.plain); packed {
-			topic = u.zipped(topic)
-		}
+	plain := out
+	if zip {
+		plain = p.plain[:0]
 	}
-	if !packed {
-		out = append(out, p.plain...)
+	plain, err := p.dialect.Data(plain, s.envelope(item.Lane, item.Seq), &s.batch, c, u.env.Clock.Resolve, history)
+	if err != nil {
+		return dst, err
+	}
+	if !zip {
+		return append(dst, message{topic: topic, body: plain}), nil
+	}
+	p.plain = plain
+	out, packed := p.zip.Append(out, plain)
+	if packed {
+		topic = u.zipped(topic)
+	} else {
+		out = append(out, plain...)
 	}
 	return append(dst, message{topic: topic, body: out}), nil
 }

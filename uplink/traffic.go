@@ -179,7 +179,7 @@ func (x *estimate) live(polls []Poll, maxAge time.Duration) (took time.Duration,
 	flush := func() error {
 		raw, err := telemetry.AppendBatch(nil, &open)
 		if err == nil {
-			err = telemetry.DecodeBatch(raw, &x.s.batch)
+			err = x.s.batch.Decode(raw)
 		}
 		if err != nil {
 			return err

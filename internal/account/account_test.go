@@ -159,7 +159,15 @@ func TestShapesAgree(t *testing.T) {
 			t.Fatal(err)
 		}
 		e := &payload.Envelope{Gateway: "g", Epoch: "e", Lane: "data", Seq: 1, Lo: 1, Boot: 1, Sent: sent}
-		out, err := d.Data(nil, e, &telemetry.Batch{Catalog: cat.Hash(), Groups: groups(last)}, cat, resolve, history)
+		raw, err := telemetry.AppendBatch(nil, &telemetry.Batch{Catalog: cat.Hash(), Synced: true, Groups: groups(last)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b telemetry.Tables
+		if err := b.Decode(raw); err != nil {
+			t.Fatal(err)
+		}
+		out, err := d.Data(nil, e, &b, cat, resolve, history)
 		if err != nil {
 			t.Fatal(err)
 		}

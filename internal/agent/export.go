@@ -54,7 +54,7 @@ type walker struct {
 	gateway string
 	resolve payload.Resolve
 
-	batch telemetry.Batch
+	batch telemetry.Tables
 }
 
 // walk calls each for every batch of a lane that waits, up to a number, and
@@ -97,19 +97,15 @@ func readError(err error) error {
 
 // decode reads an item into w.batch and returns the catalog of its points.
 func (w *walker) decode(item buffer.Item) (*telemetry.Catalog, error) {
-	if err := telemetry.DecodeBatch(item.Bytes, &w.batch); err != nil {
+	if err := w.batch.Decode(item.Bytes); err != nil {
 		return nil, err
 	}
 	c, err := w.src.Catalog(w.batch.Catalog)
 	if err != nil {
 		return nil, err
 	}
-	for i := range w.batch.Groups {
-		for k := range w.batch.Groups[i].Readings {
-			if p := w.batch.Groups[i].Readings[k].Point; int(p) >= len(c.Points) {
-				return nil, fmt.Errorf("point number %d is not in catalog %s of %d points", p, w.batch.Catalog, len(c.Points))
-			}
-		}
+	if p := w.batch.Highest(); w.batch.Len() > 0 && int(p) >= len(c.Points) {
+		return nil, fmt.Errorf("point number %d is not in catalog %s of %d points", p, w.batch.Catalog, len(c.Points))
 	}
 	return c, nil
 }
@@ -200,15 +196,14 @@ func (w *walker) export(ctx context.Context, q status.ExportQuery, line func(sta
 // set, and never got its true time, is not left out.
 func (w *walker) span(item buffer.Item, q status.ExportQuery) (status.ExportLine, bool) {
 	out := status.ExportLine{Kind: status.ExportBatchKind, Lane: item.Lane.String(), From: item.Seq, To: item.Seq}
-	for i := range w.batch.Groups {
-		g := &w.batch.Groups[i]
-		t, _ := w.resolve(g.At)
+	out.Readings = int64(w.batch.Readings())
+	for i := range w.batch.Len() {
+		t, _ := w.resolve(w.batch.At(i))
 		at := t.UnixMilli()
 		if out.T0 == 0 || at < out.T0 {
 			out.T0 = at
 		}
 		out.T1 = max(out.T1, at)
-		out.Readings += int64(len(g.Readings))
 	}
 	return out, out.T0 < neverBefore || (q.Since == 0 || out.T1 >= q.Since) && (q.Until == 0 || out.T0 < q.Until)
 }
@@ -295,9 +290,7 @@ func (w *walker) checkLane(ctx context.Context, l buffer.Lane, c *status.BufferC
 		}
 		lane.Batches++
 		c.Batches++
-		for i := range w.batch.Groups {
-			c.Readings += int64(len(w.batch.Groups[i].Readings))
-		}
+		c.Readings += int64(w.batch.Readings())
 		return nil
 	}, func(n uint64, err error) error {
 		see(n)

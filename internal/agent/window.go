@@ -239,8 +239,8 @@ func peek(q *buffer.Queue, src *source, n int, device string) ([]status.Batch, e
 }
 
 func valuesOf(item buffer.Item, src *source, device string) ([]status.Value, error) {
-	var b telemetry.Batch
-	if err := telemetry.DecodeBatch(item.Bytes, &b); err != nil {
+	var b telemetry.Tables
+	if err := b.Decode(item.Bytes); err != nil {
 		return nil, err
 	}
 	c, err := src.Catalog(b.Catalog)
@@ -249,7 +249,8 @@ func valuesOf(item buffer.Item, src *source, device string) ([]status.Value, err
 	}
 	var out []status.Value
 	now := time.Now().UnixMilli()
-	for _, g := range b.Groups {
+	for n := range b.Len() {
+		g := b.Group(n)
 		for i := range g.Readings {
 			r := &g.Readings[i]
 			if int(r.Point) < len(c.Points) && (device == "" || c.Points[r.Point].Device == device) {

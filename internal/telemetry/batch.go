@@ -74,19 +74,8 @@ type Batch struct {
 	Synced  bool
 	Groups  []Group
 
-	stored []byte // what DecodeBatch read
+	tables Tables // what DecodeBatch read
 	arena  []Reading
-	keys   []rowKey
-}
-
-// Stored returns the bytes that DecodeBatch read; nil for a batch that was
-// made otherwise. They are the caller's of DecodeBatch: the batch only
-// points at them.
-func (b *Batch) Stored() []byte { return b.stored }
-
-type rowKey struct {
-	t           int64
-	first, cols int // arena[first:first+cols]
 }
 
 // stretch is a table under construction.

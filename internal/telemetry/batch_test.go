@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"testing"
 
 	"tidegate/internal/clock"
@@ -55,8 +56,49 @@ func genText(t *trial.T) string {
 	return string(s)
 }
 
+// sameCells: what a table appends is what its readings say, and tables and
+// their rows are in order.
+func sameCells(t *trial.T, raw []byte) {
+	var b Tables
+	if err := b.Decode(raw); err != nil {
+		t.Fatal(err)
+	}
+	before := int64(math.MinInt64)
+	for i := range b.Count() {
+		x := b.Table(i)
+		if first := x.At(0).Wall; first < before {
+			t.Fatalf("a table from %d on comes behind one from %d on", first, before)
+		} else {
+			before = first
+		}
+		for row := 1; row < x.Rows(); row++ {
+			if x.At(row).Wall < x.At(row-1).Wall {
+				t.Fatalf("rows of a table are not in order of time: %d after %d", x.At(row).Wall, x.At(row-1).Wall)
+			}
+		}
+		for c := range x.Points {
+			whole, all := []byte("-"), true
+			for row := range x.Rows() {
+				r := x.Reading(row, c)
+				want := r.Value.AppendJSON([]byte("-"))
+				writable := r.Quality == Good && r.Cause == CauseNone && r.Value.Kind() != None && string(want) != "-null"
+				got, ok := x.AppendValue([]byte("-"), row, c)
+				if ok != writable || ok && string(got) != string(want) || !ok && string(got) != "-" {
+					t.Fatalf("%+v is appended as %s, %v, want %s, %v", r, got, ok, want, writable)
+				}
+				all = all && ok
+				whole = append(append(whole, want[1:]...), ',')
+			}
+			if got, ok := x.AppendColumn([]byte("-"), c); ok != all || ok && string(got) != string(whole) || !ok && string(got) != "-" {
+				t.Fatalf("a column is appended as %s, %v, want %s, %v", got, ok, whole, all)
+			}
+		}
+	}
+}
+
 // TestBatchRoundTrip: what AppendBatch wrote, DecodeBatch gives back, group
-// by group in time order, for any mixture of points, kinds and qualities.
+// by group in time order, for any mixture of points, kinds and qualities and
+// in whatever order the groups came.
 func TestBatchRoundTrip(t *testing.T) {
 	trial.Run(t, func(t *trial.T) {
 		b := Batch{Catalog: "0badcafe", Boot: uint32(t.Word()), Synced: t.Bool()}
@@ -89,10 +131,19 @@ func TestBatchRoundTrip(t *testing.T) {
 			}
 			b.Groups = append(b.Groups, g)
 		}
-		raw, err := AppendBatch([]byte("x"), &b)
+		mixed := b
+		mixed.Groups = slices.Clone(b.Groups)
+		if t.Bool() { // as groups come that a meter tells afterwards
+			for i := range mixed.Groups {
+				k := t.Int(0, i)
+				mixed.Groups[i], mixed.Groups[k] = mixed.Groups[k], mixed.Groups[i]
+			}
+		}
+		raw, err := AppendBatch([]byte("x"), &mixed)
 		if err != nil {
 			t.Fatal(err)
 		}
+		sameCells(t, raw[1:])
 		var got Batch
 		if err := DecodeBatch(raw[1:], &got); err != nil {
 			t.Fatal(err)
@@ -236,6 +287,12 @@ func FuzzDecodeBatch(f *testing.F) {
 		if err := DecodeBatch(raw, &b); err != nil || len(b.Groups) == 0 {
 			return
 		}
+		for i := range b.tables.Count() {
+			x := b.tables.Table(i)
+			for c := range x.Points {
+				x.AppendColumn(nil, c)
+			}
+		}
 		second, err := AppendBatch(nil, &b)
 		if err != nil {
 			t.Fatal(err)
@@ -284,4 +341,22 @@ func BenchmarkDecodeBatch(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/1000, "ns/reading")
+}
+
+func BenchmarkTables(b *testing.B) {
+	for _, c := range []struct {
+		name         string
+		points, rows int
+	}{{"50x20", 50, 20}, {"50x1", 50, 1}} {
+		raw, _ := AppendBatch(nil, drifting(c.points, c.rows))
+		b.Run(c.name, func(b *testing.B) {
+			var t Tables
+			for b.Loop() {
+				if err := t.Decode(raw); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(c.points*c.rows), "ns/reading")
+		})
+	}
 }

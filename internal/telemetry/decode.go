@@ -8,114 +8,148 @@ import (
 	"math"
 	"math/bits"
 	"slices"
-
-	"tidegate/internal/clock"
 )
 
-// maxCells bounds what DecodeBatch makes of a stretch: a damaged count must
-// not eat the memory of a small gateway.
+// maxCells bounds what is made of a batch: a damaged count must not eat the
+// memory of a small gateway.
 const maxCells = 1 << 20
 
-// ErrBatch is wrapped by every error of DecodeBatch.
+// ErrBatch is wrapped by every error of Tables.Decode and DecodeBatch.
 var ErrBatch = errors.New("telemetry: not a batch")
 
 // DecodeBatch reads the stored form into b, whose memory it uses again.
 // Groups come in time order. Bytes that are no batch give an error that
 // wraps ErrBatch, never a panic, and leave b without groups.
 func DecodeBatch(src []byte, b *Batch) error {
-	b.stored, b.Groups, b.arena, b.keys = nil, b.Groups[:0], b.arena[:0], b.keys[:0]
-	d := decoder{src: src}
-	if v := d.byte(); v != batchVersion {
-		return fmt.Errorf("%w: version %d, this program reads %d", ErrBatch, v, batchVersion)
+	b.Groups = b.Groups[:0]
+	t := &b.tables
+	if err := t.Decode(src); err != nil {
+		return err
 	}
-	b.Catalog = hex.EncodeToString(d.bytes(hashLen))
-	b.Synced = d.byte()&flagSynced != 0
-	b.Boot = uint32(d.uvarint())
-	t0 := d.varint()
-	offset := d.varint()
-	previous := int64(0)
-	for n := d.uvarint(); n > 0 && d.err == nil; n-- {
-		previous = d.stretch(b, t0, previous)
+	b.Catalog, b.Boot, b.Synced = t.Catalog, t.Boot, t.Synced
+	b.arena = slices.Grow(b.arena[:0], t.Readings())
+	for i := range t.Len() {
+		n := len(b.arena)
+		b.arena = t.appendGroup(b.arena, i)
+		b.Groups = append(b.Groups, Group{At: t.At(i), Readings: b.arena[n:len(b.arena):len(b.arena)]})
 	}
-	if d.err == nil && len(d.src) > 0 {
-		d.err = fmt.Errorf("%w: %d bytes left over", ErrBatch, len(d.src))
-	}
-	if d.err != nil {
-		return d.err
-	}
-	slices.SortStableFunc(b.keys, func(x, y rowKey) int {
-		switch {
-		case x.t < y.t:
-			return -1
-		case x.t > y.t:
-			return 1
-		}
-		return 0
-	})
-	for _, k := range b.keys {
-		b.Groups = append(b.Groups, Group{
-			At:       clock.Stamp{Wall: k.t, Mono: k.t - offset, Boot: b.Boot, Synced: b.Synced},
-			Readings: b.arena[k.first : k.first+k.cols : k.first+k.cols],
-		})
-	}
-	b.stored = src
 	return nil
 }
 
+// Decode reads the stored form. Bytes that are no batch give an error that
+// wraps ErrBatch, never a panic, and leave t without readings. The texts of
+// the batch are copied; else t only points at src, for Stored.
+func (t *Tables) Decode(src []byte) error {
+	t.empty()
+	d := decoder{src: src, t: t}
+	if v := d.byte(); v != batchVersion {
+		return fmt.Errorf("%w: version %d, this program reads %d", ErrBatch, v, batchVersion)
+	}
+	var hash [2 * hashLen]byte
+	hex.Encode(hash[:], d.bytes(hashLen))
+	if t.Catalog != string(hash[:]) {
+		t.Catalog = string(hash[:])
+	}
+	t.Synced = d.byte()&flagSynced != 0
+	t.Boot = uint32(d.uvarint())
+	t0 := d.varint()
+	t.offset = d.varint()
+	previous := int64(0)
+	for n := d.uvarint(); n > 0 && d.err == nil; n-- {
+		previous = d.stretch(t0, previous)
+	}
+	if d.err == nil && len(src) > d.at {
+		d.fail(fmt.Sprintf("%d bytes left over", len(src)-d.at))
+	}
+	if d.err != nil {
+		t.empty()
+		return d.err
+	}
+	if d.mixed {
+		t.sort()
+	}
+	t.stored = src
+	return nil
+}
+
+// decoder reads src from at on into t. After the first error it reads zeros.
 type decoder struct {
 	src []byte
+	at  int
+	t   *Tables
 	err error
+
+	begins int64 // the first time of the last table
+	mixed  bool  // not all tables, or not all rows of a table, are in order of time
 }
 
 func (d *decoder) fail(what string) {
 	if d.err == nil {
 		d.err = fmt.Errorf("%w: %s", ErrBatch, what)
 	}
-	d.src = nil
+	d.src, d.at = nil, 0
 }
 
+func (d *decoder) left() int { return len(d.src) - d.at }
+
 func (d *decoder) byte() byte {
-	if len(d.src) == 0 {
+	if d.left() == 0 {
 		d.fail("too short")
 		return 0
 	}
-	v := d.src[0]
-	d.src = d.src[1:]
-	return v
+	d.at++
+	return d.src[d.at-1]
 }
 
 func (d *decoder) bytes(n int) []byte {
-	if n < 0 || n > len(d.src) {
+	if n < 0 || n > d.left() {
 		d.fail("too short")
 		return nil
 	}
-	v := d.src[:n]
-	d.src = d.src[n:]
-	return v
+	d.at += n
+	return d.src[d.at-n : d.at]
 }
 
 func (d *decoder) uvarint() uint64 {
-	v, n := binary.Uvarint(d.src)
+	v, n := binary.Uvarint(d.src[d.at:])
 	if n <= 0 {
 		d.fail("bad varint")
 		return 0
 	}
-	d.src = d.src[n:]
+	d.at += n
 	return v
 }
 
-func (d *decoder) varint() int64 {
-	v, n := binary.Varint(d.src)
-	if n <= 0 {
-		d.fail("bad varint")
-		return 0
+// uvarints fills out. Most differences have one byte or two.
+func (d *decoder) uvarints(out []uint64) {
+	src, at := d.src, d.at
+	for i := range out {
+		if at+1 < len(src) {
+			a, b := src[at], src[at+1]
+			if a < 0x80 {
+				out[i] = uint64(a)
+				at++
+				continue
+			}
+			if b < 0x80 {
+				out[i] = uint64(a&0x7F) | uint64(b)<<7
+				at += 2
+				continue
+			}
+		}
+		d.at = at
+		out[i] = d.uvarint()
+		src, at = d.src, d.at
 	}
-	d.src = d.src[n:]
-	return v
+	d.at = at
 }
 
-// stretch reads one table into the arena and returns its first point number.
-func (d *decoder) stretch(b *Batch, t0, previous int64) int64 {
+func (d *decoder) varint() int64 { return unzigzag(d.uvarint()) }
+
+func unzigzag(u uint64) int64 { return int64(u>>1) ^ -int64(u&1) }
+
+// stretch reads one table and returns its first point number.
+func (d *decoder) stretch(t0, previous int64) int64 {
 	ncols := d.uvarint()
 	first := previous + d.varint()
 	if ncols == 0 || ncols > maxCells || first < 0 || first > math.MaxUint32 {
@@ -123,10 +157,15 @@ func (d *decoder) stretch(b *Batch, t0, previous int64) int64 {
 		return 0
 	}
 	cols := int(ncols)
-	points := make([]uint32, 0, min(cols, len(d.src)+1))
 	listed := d.byte()
-	if listed == 0 && first+int64(cols)-1 > math.MaxUint32 || listed == 1 && cols > len(d.src)+1 || listed > 1 {
+	if listed == 0 && first+int64(cols)-1 > math.MaxUint32 || listed == 1 && cols > d.left()+1 || listed > 1 {
 		d.fail("bad point list")
+		return 0
+	}
+	t := d.t
+	h := head{col: len(t.points), cols: cols, row: len(t.times), cell: len(t.nums), mark: -1}
+	if h.col+cols > maxCells {
+		d.fail("bad stretch")
 		return 0
 	}
 	p := first
@@ -140,20 +179,18 @@ func (d *decoder) stretch(b *Batch, t0, previous int64) int64 {
 			d.fail("bad point number")
 			return 0
 		}
-		points = append(points, uint32(p))
+		t.points = append(t.points, uint32(p))
+		t.highest = max(t.highest, uint32(p))
 	}
 	nrows := d.uvarint()
-	if nrows == 0 || nrows > uint64(len(d.src)) || nrows > maxCells/ncols ||
-		len(b.arena)+int(nrows)*cols > maxCells {
+	if nrows == 0 || nrows > uint64(d.left()) || nrows > maxCells/ncols ||
+		h.cell+int(nrows)*cols > maxCells {
 		d.fail("bad row count")
 		return 0
 	}
-	rows := int(nrows)
-	base := len(b.arena)
-	b.arena = slices.Grow(b.arena, rows*cols)[:base+rows*cols]
-	cells := b.arena[base:]
-	t, step := t0, int64(0)
-	for i := 0; i < rows; i++ {
+	h.rows = int(nrows)
+	time, step := t0, int64(0)
+	for i := range h.rows {
 		v := d.varint()
 		if i >= 2 {
 			v += step
@@ -161,13 +198,17 @@ func (d *decoder) stretch(b *Batch, t0, previous int64) int64 {
 		if i > 0 {
 			step = v
 		}
-		t += v
-		b.keys = append(b.keys, rowKey{t, base + i*cols, cols})
-		for c, p := range points {
-			cells[i*cols+c] = Reading{Point: p}
+		time += v
+		if i == 0 {
+			d.mixed = d.mixed || len(t.heads) > 0 && time < d.begins
+			d.begins = time
+		} else if v < 0 {
+			d.mixed = true
 		}
+		t.times = append(t.times, time)
 	}
-	d.marks(cells)
+	d.marks(&h)
+	t.nums = slices.Grow(t.nums, h.rows*cols)[:h.cell+h.rows*cols]
 	for c := 0; c < cols && d.err == nil; {
 		n := d.uvarint()
 		form := d.byte()
@@ -175,100 +216,145 @@ func (d *decoder) stretch(b *Batch, t0, previous int64) int64 {
 			d.fail("bad column")
 			return 0
 		}
-		var dec byte
-		if form == formInt || form == formUint {
-			if dec = d.byte(); dec > MaxDecimals {
+		x := column{kind: formKinds[form]}
+		if x.kind == Int || x.kind == Uint {
+			if x.dec = d.byte(); x.dec > MaxDecimals {
 				d.fail("bad decimals")
 				return 0
 			}
 		}
-		for ; n > 0; n-- {
-			d.column(cells, c, cols, form, dec)
-			c++
+		for range n {
+			t.columns = append(t.columns, x)
 		}
+		d.cells(&h, c*h.rows, int(n)*h.rows, form)
+		c += int(n)
 	}
+	t.heads = append(t.heads, h)
 	return first
 }
 
-// noValue marks, while a stretch is read, a cell that has no value to read.
-const noValue = 0xFF
+// formKinds says how the cells of a form are held.
+var formKinds = [forms]Kind{formInt: Int, formUint: Uint, formF32: Float32, formF32R: Float32, formF64: Float64, formF64R: Float64,
+	formBool: Bool, formText: kept, formMixed: kept}
 
-func (d *decoder) marks(cells []Reading) {
+// marks reads the marks of a table. They come by rows and are kept by columns.
+func (d *decoder) marks(h *head) {
+	n := d.uvarint()
+	if n == 0 || d.err != nil {
+		return
+	}
+	t, cells := d.t, h.rows*h.cols
+	h.mark = len(t.marks)
+	t.marks = append(t.marks, make([]mark, cells)...)
+	marks := t.marks[h.mark:]
 	at := 0
-	for n := d.uvarint(); n > 0 && d.err == nil; n-- {
+	for ; n > 0 && d.err == nil; n-- {
 		gap, length := d.uvarint(), d.uvarint()
 		q := d.byte()
 		cause := d.uvarint()
-		if gap > uint64(len(cells)-at) || length == 0 || length > uint64(len(cells)-at)-gap || cause > math.MaxUint16 {
+		if gap > uint64(cells-at) || length == 0 || length > uint64(cells-at)-gap || cause > math.MaxUint16 {
 			d.fail("bad mark")
 			return
 		}
 		at += int(gap)
-		for i := at; i < at+int(length); i++ {
-			cells[i].Quality, cells[i].Cause = Quality(q&0x7F), Cause(cause)
-			if q&0x80 != 0 {
-				cells[i].Value.dec = noValue
-			}
+		for end := at + int(length); at < end; at++ {
+			marks[at%h.cols*h.rows+at/h.cols] = mark{q, Cause(cause)}
 		}
-		at += int(length)
 	}
 }
 
-func (d *decoder) column(cells []Reading, c, cols int, form, dec byte) {
-	var last uint64
-	var text string
+// cells reads n cells of columns of one form, from the cell at on.
+func (d *decoder) cells(h *head, at, n int, form byte) {
+	t := d.t
+	out := t.nums[h.cell+at:][:n]
+	var marks []mark
+	if h.mark >= 0 {
+		marks = t.marks[h.mark+at:][:n]
+	}
+	switch form {
+	case formNone, formBool, formText, formMixed:
+		for len(out) > 0 && d.err == nil {
+			d.odd(out[:h.rows], marks[:min(len(marks), h.rows)], form)
+			out, marks = out[h.rows:], marks[min(len(marks), h.rows):]
+		}
+		return
+	}
+	if marks == nil {
+		d.uvarints(out)
+	} else {
+		for i := range out {
+			out[i] = 0 // no difference, so that what has no value changes nothing
+			if !marks[i].empty() {
+				out[i] = d.uvarint()
+			}
+		}
+	}
+	for ; len(out) > 0; out = out[h.rows:] {
+		last := uint64(0)
+		switch column := out[:h.rows]; form {
+		case formInt:
+			for i, x := range column {
+				last += uint64(unzigzag(x))
+				column[i] = last
+			}
+		case formUint, formF64:
+			for i, x := range column {
+				last ^= x
+				column[i] = last
+			}
+		case formF64R:
+			for i, x := range column {
+				last ^= bits.ReverseBytes64(x)
+				column[i] = last
+			}
+		case formF32, formF32R:
+			for i, x := range column {
+				if x > math.MaxUint32 {
+					d.fail("bad float32")
+				}
+				if form == formF32R {
+					x = uint64(bits.ReverseBytes32(uint32(x)))
+				}
+				last ^= x
+				column[i] = last
+			}
+		}
+	}
+}
+
+// odd reads one column whose cells are no varints each.
+func (d *decoder) odd(out []uint64, marks []mark, form byte) {
+	t := d.t
+	text := -1 // the value before
 	var acc, n byte
-	for ; c < len(cells) && d.err == nil; c += cols {
-		v := &cells[c].Value
-		if v.dec == noValue {
-			v.dec = 0
+	for i := range out {
+		if len(marks) > 0 && marks[i].empty() {
 			continue
 		}
 		switch form {
 		case formNone:
 			d.fail("value in an empty column")
-		case formInt:
-			last += uint64(d.varint())
-			*v = Value{num: last, kind: Int, dec: dec}
-		case formUint:
-			last ^= d.uvarint()
-			*v = Value{num: last, kind: Uint, dec: dec}
-		case formF32, formF32R:
-			x := d.uvarint()
-			if x > math.MaxUint32 {
-				d.fail("bad float32")
-			}
-			if form == formF32R {
-				x = uint64(bits.ReverseBytes32(uint32(x)))
-			}
-			last ^= x
-			*v = Value{num: last, kind: Float32}
-		case formF64, formF64R:
-			x := d.uvarint()
-			if form == formF64R {
-				x = bits.ReverseBytes64(x)
-			}
-			last ^= x
-			*v = Value{num: last, kind: Float64}
 		case formBool:
 			if n == 0 {
 				acc = d.byte()
 			}
-			*v = Value{num: uint64(acc >> n & 1), kind: Bool}
+			out[i] = uint64(acc >> n & 1)
 			n = (n + 1) % 8
 		case formText:
-			if l := d.uvarint(); l > uint64(len(d.src))+1 {
+			l := d.uvarint()
+			if l > uint64(d.left())+1 {
 				d.fail("bad text")
-			} else if l > 0 {
-				text = string(d.bytes(int(l - 1)))
+			} else if l > 0 || text < 0 {
+				text = len(t.values)
+				t.values = append(t.values, TextValue(string(d.bytes(int(max(l, 1)-1)))))
 			}
-			*v = Value{text: text, kind: Text}
+			out[i] = uint64(text)
 		case formMixed:
-			v.kind, v.dec = Kind(d.byte()), d.byte()
+			v := Value{kind: Kind(d.byte()), dec: d.byte()}
 			if v.kind == None || v.kind > Text || v.dec > MaxDecimals {
 				d.fail("bad value")
 			} else if v.kind == Text {
-				if l := d.uvarint(); l > uint64(len(d.src)) {
+				if l := d.uvarint(); l > uint64(d.left()) {
 					d.fail("bad text")
 				} else {
 					v.text = string(d.bytes(int(l)))
@@ -276,6 +362,11 @@ func (d *decoder) column(cells []Reading, c, cols int, form, dec byte) {
 			} else {
 				v.num = d.uvarint()
 			}
+			out[i] = uint64(len(t.values))
+			t.values = append(t.values, v)
+		}
+		if d.err != nil {
+			return
 		}
 	}
 }

@@ -2,6 +2,8 @@ package telemetry
 
 import (
 	"math"
+	"math/bits"
+	"slices"
 	"strconv"
 )
 
@@ -144,11 +146,7 @@ func (v Value) AppendJSON(dst []byte) []byte {
 	case Bool:
 		return strconv.AppendBool(dst, v.num != 0)
 	case Int:
-		m := int64(v.num)
-		if m < 0 {
-			return appendDecimal(append(dst, '-'), uint64(-m), int(v.dec))
-		}
-		return appendDecimal(dst, uint64(m), int(v.dec))
+		return appendInt(dst, int64(v.num), int(v.dec))
 	case Uint:
 		return appendDecimal(dst, v.num, int(v.dec))
 	case Float32:
@@ -161,28 +159,63 @@ func (v Value) AppendJSON(dst []byte) []byte {
 	return append(dst, "null"...)
 }
 
-func appendDecimal(dst []byte, m uint64, dec int) []byte {
-	if dec == 0 {
-		return strconv.AppendUint(dst, m, 10)
+func appendInt(dst []byte, m int64, dec int) []byte {
+	if m < 0 {
+		return appendDecimal(append(dst, '-'), uint64(-m), dec)
 	}
-	var tmp [20 + MaxDecimals]byte
-	i := len(tmp)
-	for n := 0; n < dec || m > 0 || n == dec; n++ {
-		if n == dec {
-			i--
-			tmp[i] = '.'
-		}
-		i--
-		tmp[i] = byte('0' + m%10)
-		m /= 10
-		if n >= dec && m == 0 {
-			break
-		}
-	}
-	return append(dst, tmp[i:]...)
+	return appendDecimal(dst, uint64(m), dec)
 }
 
-func appendFloat(dst []byte, f float64, bits int) []byte {
+// powers are those of ten.
+var powers = [...]uint64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19}
+
+// pairs are the numbers 00 to 99.
+const pairs = "00010203040506070809" + "10111213141516171819" + "20212223242526272829" + "30313233343536373839" + "40414243444546474849" +
+	"50515253545556575859" + "60616263646566676869" + "70717273747576777879" + "80818283848586878889" + "90919293949596979899"
+
+// appendDecimal writes m x 10^-dec with exactly dec decimals.
+func appendDecimal(dst []byte, m uint64, dec int) []byte {
+	n := bits.Len64(m) * 1233 >> 12 // log10 of it, at most one too low
+	if n == len(powers) || m >= powers[n] {
+		n++
+	}
+	if dec > 0 {
+		n = max(n, dec+1) + 1 // the point
+	}
+	n = max(n, 1)
+	i := len(dst) + n
+	dst = slices.Grow(dst, n)[:i]
+	if dec > 0 {
+		for ; dec >= 2; dec -= 2 {
+			p := m % 100 * 2
+			m /= 100
+			i -= 2
+			dst[i], dst[i+1] = pairs[p], pairs[p+1]
+		}
+		if dec == 1 {
+			i--
+			dst[i] = byte('0' + m%10)
+			m /= 10
+		}
+		i--
+		dst[i] = '.'
+	}
+	for m >= 100 {
+		p := m % 100 * 2
+		m /= 100
+		i -= 2
+		dst[i], dst[i+1] = pairs[p], pairs[p+1]
+	}
+	if m >= 10 {
+		i -= 2
+		dst[i], dst[i+1] = pairs[m*2], pairs[m*2+1]
+	} else {
+		dst[i-1] = byte('0' + m)
+	}
+	return dst
+}
+
+func appendFloat(dst []byte, f float64, size int) []byte {
 	if math.IsNaN(f) || math.IsInf(f, 0) {
 		return append(dst, "null"...)
 	}
@@ -190,7 +223,7 @@ func appendFloat(dst []byte, f float64, bits int) []byte {
 	if a := math.Abs(f); a != 0 && (a < 1e-6 || a >= 1e15) {
 		format = 'e'
 	}
-	return strconv.AppendFloat(dst, f, format, -1, bits)
+	return strconv.AppendFloat(dst, f, format, -1, size)
 }
 
 const hexDigits = "0123456789abcdef"

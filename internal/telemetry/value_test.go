@@ -2,6 +2,8 @@ package telemetry
 
 import (
 	"math"
+	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -30,5 +32,33 @@ func TestValueText(t *testing.T) {
 		if got := string(c.v.AppendJSON(nil)); got != c.want {
 			t.Errorf("%#v: got %s, want %s", c.v, got, c.want)
 		}
+	}
+}
+
+// TestDecimals: mantissas of every length, with every number of decimals, are
+// written as the digits say.
+func TestDecimals(t *testing.T) {
+	for _, near := range []uint64{0, 1, 5} {
+		for p := uint64(1); ; p *= 10 {
+			for _, m := range []uint64{p - near, p, p + near} {
+				for dec := range uint8(MaxDecimals + 1) {
+					digits := strconv.FormatUint(m, 10)
+					digits = strings.Repeat("0", max(0, int(dec)+1-len(digits))) + digits
+					want := digits
+					if dec > 0 {
+						want = digits[:len(digits)-int(dec)] + "." + digits[len(digits)-int(dec):]
+					}
+					if got := UintValue(m, dec).String(); got != want {
+						t.Fatalf("%d with %d decimals: got %s, want %s", m, dec, got, want)
+					}
+				}
+			}
+			if p > math.MaxUint64/10 {
+				break
+			}
+		}
+	}
+	if got := UintValue(math.MaxUint64, 0).String(); got != "18446744073709551615" {
+		t.Error(got)
 	}
 }

@@ -107,7 +107,7 @@ func Status(s State) []byte {
 
 // Said returns the commit of a batch whose readings went another way: the
 // envelope, how many readings there were and when.
-func Said(dst []byte, e *Envelope, b *telemetry.Batch, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error) {
+func Said(dst []byte, e *Envelope, b *telemetry.Tables, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error) {
 	if err := check(b, c); err != nil {
 		return dst, err
 	}

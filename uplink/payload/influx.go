@@ -22,7 +22,7 @@ type influxNames struct {
 	gateway string
 }
 
-func (d *influx) Data(dst []byte, e *Envelope, b *telemetry.Batch, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error) {
+func (d *influx) Data(dst []byte, e *Envelope, b *telemetry.Tables, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error) {
 	if err := check(b, c); err != nil {
 		return dst, err
 	}
@@ -41,8 +41,8 @@ func (d *influx) Data(dst []byte, e *Envelope, b *telemetry.Batch, c *telemetry.
 	dst = strconv.AppendInt(dst, int64(readings), 10)
 	dst = append(dst, 'i')
 	dst = influxTime(dst, e.Sent)
-	for i := range b.Groups {
-		g := &b.Groups[i]
+	for i := range b.Len() {
+		g := b.Group(i)
 		t, _ := resolve(g.At)
 		for from := 0; from < len(g.Readings); {
 			to := from + 1

@@ -11,7 +11,7 @@ import (
 // docs/packed.md specifies it byte by byte.
 type packed struct{}
 
-func (d *packed) Data(dst []byte, e *Envelope, b *telemetry.Batch, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error) {
+func (d *packed) Data(dst []byte, e *Envelope, b *telemetry.Tables, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error) {
 	if err := check(b, c); err != nil {
 		return dst, err
 	}
@@ -29,10 +29,7 @@ func (d *packed) Data(dst []byte, e *Envelope, b *telemetry.Batch, c *telemetry.
 		dst = append(dst, `,"h":true`...)
 	}
 	dst = append(dst, "}\n"...)
-	if stored := b.Stored(); stored != nil {
-		return append(dst, stored...), nil
-	}
-	return telemetry.AppendBatch(dst, b)
+	return append(dst, b.Stored()...), nil
 }
 
 // Loss writes the tombstone of the JSON shapes: it has no second line.
@@ -44,15 +41,12 @@ func (d *packed) Loss(dst []byte, e *Envelope, t Tombstone) ([]byte, error) {
 // there are, and their first and last time as corrected. One shift serves
 // the whole batch, because all its stamps share the offset of wall clock to
 // uptime.
-func span(b *telemetry.Batch, resolve Resolve) (shift int64, readings int, first, last int64) {
-	for i := range b.Groups {
-		g := &b.Groups[i]
-		readings += len(g.Readings)
-		if i == 0 {
-			t, _ := resolve(g.At)
-			shift, first, last = t.UnixMilli()-g.At.Wall, t.UnixMilli(), t.UnixMilli()
-		}
-		first, last = min(first, g.At.Wall+shift), max(last, g.At.Wall+shift)
+func span(b *telemetry.Tables, resolve Resolve) (shift int64, readings int, first, last int64) {
+	if b.Len() == 0 {
+		return 0, 0, 0, 0
 	}
-	return shift, readings, first, last
+	from, to := b.Span()
+	t, _ := resolve(from)
+	shift = t.UnixMilli() - from.Wall
+	return shift, b.Readings(), from.Wall + shift, to.Wall + shift
 }

@@ -51,7 +51,7 @@ type Dialect interface {
 	// Data appends the message of a batch. Readings of points that the
 	// catalog does not know are an error: they must not vanish. history
 	// marks what is sent from the backlog.
-	Data(dst []byte, e *Envelope, b *telemetry.Batch, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error)
+	Data(dst []byte, e *Envelope, b *telemetry.Tables, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error)
 	// Loss appends the message of a tombstone.
 	Loss(dst []byte, e *Envelope, t Tombstone) ([]byte, error)
 }
@@ -105,7 +105,7 @@ func appendEnvelope(dst []byte, e *Envelope) []byte {
 
 // appendHead writes the envelope of a data message: what appendEnvelope
 // writes, the catalog and how far its times can be trusted.
-func appendHead(dst []byte, e *Envelope, catalog string, b *telemetry.Batch, resolve Resolve) []byte {
+func appendHead(dst []byte, e *Envelope, catalog string, b *telemetry.Tables, resolve Resolve) []byte {
 	dst = appendEnvelope(dst, e)
 	dst = append(dst, `,"m":`...)
 	dst = telemetry.AppendQuoted(dst, catalog)
@@ -113,20 +113,18 @@ func appendHead(dst []byte, e *Envelope, catalog string, b *telemetry.Batch, res
 	return append(append(dst, clockWord(b, resolve)...), '"')
 }
 
-// clockWord is ok when every stamp was taken with the clock set, corrected
-// when the others got their true time since, unsynced when one did not.
-func clockWord(b *telemetry.Batch, resolve Resolve) string {
-	word := "ok"
-	for i := range b.Groups {
-		if b.Groups[i].At.Synced {
-			continue
-		}
-		word = "corrected"
-		if _, sure := resolve(b.Groups[i].At); !sure {
+// clockWord is ok when the stamps were taken with the clock set, corrected
+// when they got their true time since, unsynced when one did not.
+func clockWord(b *telemetry.Tables, resolve Resolve) string {
+	if b.Synced {
+		return "ok"
+	}
+	for i := range b.Len() {
+		if _, sure := resolve(b.At(i)); !sure {
 			return "unsynced"
 		}
 	}
-	return word
+	return "corrected"
 }
 
 // appendLoss is the tombstone of the JSON shapes.
@@ -156,6 +154,7 @@ type names struct {
 	catalog *telemetry.Catalog
 	hash    string
 	device  [][]byte // by point number: "meter-1"
+	number  []int    // by point number: the same for the same device
 	point   [][]byte // by point number: "voltage_l1":
 }
 
@@ -178,13 +177,15 @@ func (c *nameCache) of(catalog *telemetry.Catalog) *names {
 		}
 	}
 	n := &names{catalog: catalog, hash: catalog.Hash(),
-		device: make([][]byte, len(catalog.Points)), point: make([][]byte, len(catalog.Points))}
+		device: make([][]byte, len(catalog.Points)), number: make([]int, len(catalog.Points)), point: make([][]byte, len(catalog.Points))}
+	first := map[string]int{}
 	for i, p := range catalog.Points {
-		if i > 0 && catalog.Points[i-1].Device == p.Device {
-			n.device[i] = n.device[i-1]
-		} else {
+		k, known := first[p.Device]
+		if !known {
+			first[p.Device], k = i, i
 			n.device[i] = telemetry.AppendQuoted(nil, p.Device)
 		}
+		n.device[i], n.number[i] = n.device[k], k
 		n.point[i] = append(telemetry.AppendQuoted(nil, p.Name), ':')
 	}
 	c.kept = append(c.kept, nil)
@@ -194,6 +195,15 @@ func (c *nameCache) of(catalog *telemetry.Catalog) *names {
 		c.kept = c.kept[:keptNames]
 	}
 	return n
+}
+
+// run returns where the run of points of one device ends that begins at from.
+func (n *names) run(points []uint32, from int) int {
+	to := from + 1
+	for to < len(points) && n.number[points[to]] == n.number[points[from]] {
+		to++
+	}
+	return to
 }
 
 // valid tells whether a reading has a value that JSON can write.
@@ -230,18 +240,9 @@ func cause(r *telemetry.Reading) telemetry.Cause {
 }
 
 // check refuses a batch that the catalog does not describe.
-func check(b *telemetry.Batch, c *telemetry.Catalog) error {
-	for i := range b.Groups {
-		g := &b.Groups[i]
-		if len(g.Readings) == 0 {
-			continue
-		}
-		for j := range g.Readings {
-			if int(g.Readings[j].Point) >= len(c.Points) {
-				return fmt.Errorf("payload: point number %d is not in catalog %s of %d points",
-					g.Readings[j].Point, c.Hash(), len(c.Points))
-			}
-		}
+func check(b *telemetry.Tables, c *telemetry.Catalog) error {
+	if n := b.Highest(); b.Len() > 0 && int(n) >= len(c.Points) {
+		return fmt.Errorf("payload: point number %d is not in catalog %s of %d points", n, c.Hash(), len(c.Points))
 	}
 	return nil
 }

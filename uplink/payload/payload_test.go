@@ -74,7 +74,7 @@ func mustData(t testing.TB, shape string, b *telemetry.Batch, c *telemetry.Catal
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := d.Data(nil, envelope(), b, c, resolve, history)
+	out, err := d.Data(nil, envelope(), tables(t, b), c, resolve, history)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestGolden(t *testing.T) {
 		}
 		return out
 	}
-	said, err := Said(nil, envelope(), unsynced, c, known, true)
+	said, err := Said(nil, envelope(), tables(t, unsynced), c, known, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -272,7 +272,7 @@ func TestColumnsEqualRecords(t *testing.T) {
 
 func TestUnknownPoint(t *testing.T) {
 	c := testCatalog()
-	b := &telemetry.Batch{Groups: []telemetry.Group{{At: synced(t0), Readings: []telemetry.Reading{good(7, telemetry.IntValue(1, 0))}}}}
+	b := tables(t, &telemetry.Batch{Catalog: c.Hash(), Groups: []telemetry.Group{{At: synced(t0), Readings: []telemetry.Reading{good(7, telemetry.IntValue(1, 0))}}}})
 	for _, shape := range Shapes() {
 		d, _ := New(shape)
 		if _, err := d.Data(nil, envelope(), b, c, asWall, false); err == nil {
@@ -376,8 +376,8 @@ func TestGzip(t *testing.T) {
 // TestNoAllocations: with room in dst and the names cached, a message costs
 // no allocation.
 func TestNoAllocations(t *testing.T) {
-	c, b := drifting(20)
-	b = stored(t, b)
+	c, batch := drifting(20)
+	b := tables(t, batch)
 	for _, shape := range Shapes() {
 		d, _ := New(shape)
 		e := envelope()
@@ -390,8 +390,8 @@ func TestNoAllocations(t *testing.T) {
 }
 
 func benchmarkData(b *testing.B, shape string) {
-	c, batch := drifting(20)
-	batch = stored(b, batch)
+	c, drift := drifting(20)
+	batch := tables(b, drift)
 	d, err := New(shape)
 	if err != nil {
 		b.Fatal(err)
@@ -414,7 +414,8 @@ func BenchmarkCBOR(b *testing.B)    { benchmarkData(b, "senml-cbor") }
 func BenchmarkColumns(b *testing.B) { benchmarkData(b, "columns") }
 
 func BenchmarkColumnsGzip(b *testing.B) {
-	c, batch := drifting(20)
+	c, drift := drifting(20)
+	batch := tables(b, drift)
 	d, _ := New("columns")
 	var z Gzip
 	var buf, out []byte

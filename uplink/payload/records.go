@@ -11,7 +11,7 @@ type records struct {
 	cache nameCache
 }
 
-func (d *records) Data(dst []byte, e *Envelope, b *telemetry.Batch, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error) {
+func (d *records) Data(dst []byte, e *Envelope, b *telemetry.Tables, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error) {
 	if err := check(b, c); err != nil {
 		return dst, err
 	}
@@ -19,26 +19,22 @@ func (d *records) Data(dst []byte, e *Envelope, b *telemetry.Batch, c *telemetry
 	dst = appendHead(dst, e, n.hash, b, resolve)
 	dst = append(dst, `,"records":[`...)
 	first := true
-	for i := range b.Groups {
-		g := &b.Groups[i]
+	for i := range b.Len() {
+		x, row := b.Row(i)
+		t, _ := resolve(x.At(row))
 		// A group is one device by contract; should one ever mix devices,
 		// each run of one device is a record of its own.
-		for from := 0; from < len(g.Readings); {
-			to := from + 1
-			dev := c.Points[g.Readings[from].Point].Device
-			for to < len(g.Readings) && c.Points[g.Readings[to].Point].Device == dev {
-				to++
-			}
+		for from := 0; from < len(x.Points); {
+			to := n.run(x.Points, from)
 			if !first {
 				dst = append(dst, ',')
 			}
 			first = false
-			t, _ := resolve(g.At)
 			dst = append(dst, `{"dev":`...)
-			dst = append(dst, n.device[g.Readings[from].Point]...)
+			dst = append(dst, n.device[x.Points[from]]...)
 			dst = append(dst, `,"t":`...)
 			dst = strconv.AppendInt(dst, t.UnixMilli(), 10)
-			dst = appendValues(dst, g.Readings[from:to], n)
+			dst = appendValues(dst, &x, row, from, to, n)
 			if history {
 				dst = append(dst, `,"h":true`...)
 			}
@@ -53,51 +49,46 @@ func (d *records) Loss(dst []byte, e *Envelope, t Tombstone) ([]byte, error) {
 	return appendLoss(dst, e, t), nil
 }
 
-// appendValues writes the members values, q and cause of one record.
-func appendValues(dst []byte, readings []telemetry.Reading, n *names) []byte {
+// appendValues writes the members values, q and cause of one record: the
+// columns from..to of a row.
+func appendValues(dst []byte, x *telemetry.Table, row, from, to int, n *names) []byte {
 	dst = append(dst, `,"values":{`...)
 	start := len(dst)
 	odd, why := false, false
-	for i := range readings {
-		r := &readings[i]
-		if !valid(r) {
+	for col := from; col < to; col++ {
+		mark, ok := len(dst), false
+		dst = append(dst, n.point[x.Points[col]]...)
+		if dst, ok = x.AppendValue(dst, row, col); !ok {
+			r := x.Reading(row, col)
 			odd = true
-			why = why || cause(r) != telemetry.CauseNone
-			continue
+			why = why || cause(&r) != telemetry.CauseNone
+			if !valid(&r) {
+				dst = dst[:mark]
+				continue
+			}
+			dst = r.Value.AppendJSON(dst)
 		}
-		if r.Quality != telemetry.Good {
-			odd = true
-			why = why || r.Cause != telemetry.CauseNone
-		}
-		dst = append(dst, n.point[r.Point]...)
-		dst = r.Value.AppendJSON(dst)
 		dst = append(dst, ',')
 	}
 	dst = closeObject(dst, start)
-	if !odd {
-		return dst
+	if odd {
+		dst = appendWords(append(dst, `,"q":{`...), x, row, from, to, n, qualityWord)
 	}
-	dst = append(dst, `,"q":{`...)
-	start = len(dst)
-	for i := range readings {
-		if q := quality(&readings[i]); q != telemetry.Good {
-			dst = append(dst, n.point[readings[i].Point]...)
+	if why {
+		dst = appendWords(append(dst, `,"cause":{`...), x, row, from, to, n, causeWord)
+	}
+	return dst
+}
+
+// appendWords writes one member for each point that has a word.
+func appendWords(dst []byte, x *telemetry.Table, row, from, to int, n *names, word func(*telemetry.Reading) string) []byte {
+	start := len(dst)
+	for col := from; col < to; col++ {
+		r := x.Reading(row, col)
+		if w := word(&r); w != "" {
+			dst = append(dst, n.point[x.Points[col]]...)
 			dst = append(dst, '"')
-			dst = append(dst, q.String()...)
-			dst = append(dst, `",`...)
-		}
-	}
-	dst = closeObject(dst, start)
-	if !why {
-		return dst
-	}
-	dst = append(dst, `,"cause":{`...)
-	start = len(dst)
-	for i := range readings {
-		if w := cause(&readings[i]); w != telemetry.CauseNone && quality(&readings[i]) != telemetry.Good {
-			dst = append(dst, n.point[readings[i].Point]...)
-			dst = append(dst, '"')
-			dst = append(dst, w.String()...)
+			dst = append(dst, w...)
 			dst = append(dst, `",`...)
 		}
 	}

@@ -17,7 +17,7 @@ type senml struct {
 	cbor bool
 }
 
-func (d *senml) Data(dst []byte, e *Envelope, b *telemetry.Batch, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error) {
+func (d *senml) Data(dst []byte, e *Envelope, b *telemetry.Tables, c *telemetry.Catalog, resolve Resolve, history bool) ([]byte, error) {
 	if err := check(b, c); err != nil {
 		return dst, err
 	}
@@ -37,8 +37,8 @@ func (d *senml) Data(dst []byte, e *Envelope, b *telemetry.Batch, c *telemetry.C
 	p.integer(int64(e.Seq))
 	p.endRecord()
 	device, at := "", int64(0)
-	for i := range b.Groups {
-		g := &b.Groups[i]
+	for i := range b.Len() {
+		g := b.Group(i)
 		t, _ := resolve(g.At)
 		ms := t.UnixMilli()
 		for k := range g.Readings {

@@ -21,7 +21,21 @@ import (
 	"tidegate/internal/telemetry"
 )
 
-// stored sends a batch through its stored form, as the buffer does.
+// tables sends a batch through its stored form, as the buffer does.
+func tables(t testing.TB, b *telemetry.Batch) *telemetry.Tables {
+	t.Helper()
+	raw, err := telemetry.AppendBatch(nil, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := &telemetry.Tables{}
+	if err := out.Decode(raw); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// stored is tables as a batch.
 func stored(t testing.TB, b *telemetry.Batch) *telemetry.Batch {
 	t.Helper()
 	raw, err := telemetry.AppendBatch(nil, b)

@@ -18,26 +18,26 @@ type ThingsBoard struct {
 // Data appends the message of a batch; nothing if it has no readings. What is
 // not good has a key POINT.q and, where known, POINT.cause; the first good
 // value after it, and after a start, has POINT.q good.
-func (d *ThingsBoard) Data(dst []byte, b *telemetry.Batch, c *telemetry.Catalog, resolve Resolve) ([]byte, error) {
+func (d *ThingsBoard) Data(dst []byte, b *telemetry.Tables, c *telemetry.Catalog, resolve Resolve) ([]byte, error) {
 	if err := check(b, c); err != nil {
 		return dst, err
 	}
 	n := d.cache.of(c)
-	d.done = append(d.done[:0], make([]bool, len(b.Groups))...)
+	d.done = append(d.done[:0], make([]bool, b.Len())...)
 	start := len(dst)
-	for i := range b.Groups {
-		if d.done[i] || len(b.Groups[i].Readings) == 0 {
+	for i := range b.Len() {
+		if d.done[i] {
 			continue
 		}
-		p := b.Groups[i].Readings[0].Point
+		p := b.First(i)
 		dst = append(append(append(dst, ','), n.device[p]...), ":["...)
 		list := len(dst)
-		for k := i; k < len(b.Groups); k++ {
-			g := &b.Groups[k]
-			if d.done[k] || len(g.Readings) == 0 || c.Points[g.Readings[0].Point].Device != c.Points[p].Device {
+		for k := i; k < b.Len(); k++ {
+			if d.done[k] || n.number[b.First(k)] != n.number[p] {
 				continue
 			}
 			d.done[k] = true
+			g := b.Group(k)
 			t, _ := resolve(g.At)
 			dst = append(dst, `{"ts":`...)
 			dst = strconv.AppendInt(dst, t.UnixMilli(), 10)

@@ -1,0 +1,305 @@
+package telemetry
+
+import (
+	"math"
+	"slices"
+
+	"tidegate/internal/clock"
+)
+
+// Tables is a batch as it is read back: the tables of its stored form, in
+// order of their first time, their values still in columns. A reading takes
+// eight bytes here and forty in a Batch. What Table, Group and Stored return
+// is valid until the next Decode.
+type Tables struct {
+	Catalog string // Catalog.Hash of the points' catalog
+	Boot    uint32
+	Synced  bool
+
+	stored  []byte
+	offset  int64 // wall - uptime of all stamps, ms
+	highest uint32
+	heads   []head
+	order   []rowKey // all rows in time order; made when it is needed
+	merged  []rowKey // scratch of it
+	group   Group    // scratch of Group
+
+	// The tables one after the other; a head says where each begins.
+	points  []uint32
+	columns []column
+	times   []int64
+	nums    []uint64 // cells, by columns: a mantissa, bits, or an index of values
+	marks   []mark   // of tables that have any, beside their cells
+	values  []Value  // texts, and cells of columns that mix kinds
+}
+
+// head is where a table begins, and how large it is.
+type head struct {
+	col, cols int // in points and columns
+	row, rows int // in times
+	cell      int // in nums
+	mark      int // in marks; -1: every cell is good
+}
+
+// column says how the cells of a column are held.
+type column struct {
+	kind Kind
+	dec  uint8
+}
+
+// kept is the kind of a column whose cells are indexes of Tables.values.
+const kept = Text + 1
+
+// empty tells whether the cell has no value.
+func (m mark) empty() bool { return m.quality&0x80 != 0 }
+
+type rowKey struct {
+	t          int64
+	table, row int32
+}
+
+func (t *Tables) empty() {
+	t.stored, t.highest, t.heads, t.order = nil, 0, t.heads[:0], t.order[:0]
+	t.points, t.columns, t.times, t.nums, t.marks = t.points[:0], t.columns[:0], t.times[:0], t.nums[:0], t.marks[:0]
+	clear(t.values)
+	t.values = t.values[:0]
+}
+
+// Stored returns the bytes that Decode read; they are its caller's.
+func (t *Tables) Stored() []byte { return t.stored }
+
+// Readings returns how many readings there are.
+func (t *Tables) Readings() int { return len(t.nums) }
+
+// Highest returns the highest point number.
+func (t *Tables) Highest() uint32 { return t.highest }
+
+// Len returns how many groups there are: the rows of all tables.
+func (t *Tables) Len() int { return len(t.times) }
+
+// Span returns the stamps of the first and the last group.
+func (t *Tables) Span() (first, last clock.Stamp) {
+	if len(t.times) == 0 {
+		return first, last
+	}
+	from, to := t.times[0], t.times[0]
+	for _, at := range t.times {
+		from, to = min(from, at), max(to, at)
+	}
+	return t.stamp(from), t.stamp(to)
+}
+
+func (t *Tables) stamp(wall int64) clock.Stamp {
+	return clock.Stamp{Wall: wall, Mono: wall - t.offset, Boot: t.Boot, Synced: t.Synced}
+}
+
+// sort brings the tables, and the rows of each, in order of time. What meters
+// tell afterwards is not: that is rare.
+func (t *Tables) sort() {
+	heads, next := make([]head, 0, len(t.heads)), make([]int, len(t.heads))
+	from := make([]int, len(t.times)) // which row of its table a row was
+	for _, k := range t.rows() {
+		h := &t.heads[k.table]
+		if next[k.table] == 0 {
+			heads = append(heads, *h)
+		}
+		from[h.row+next[k.table]] = int(k.row)
+		next[k.table]++
+	}
+	for _, h := range heads {
+		rows := from[h.row:][:h.rows]
+		permute(t.times[h.row:], rows)
+		for c := range h.cols {
+			permute(t.nums[h.cell+c*h.rows:], rows)
+			if h.mark >= 0 {
+				permute(t.marks[h.mark+c*h.rows:], rows)
+			}
+		}
+	}
+	t.heads, t.order = heads, t.order[:0]
+}
+
+func permute[T any](s []T, from []int) {
+	was := append([]T(nil), s[:len(from)]...)
+	for i, k := range from {
+		s[i] = was[k]
+	}
+}
+
+// At returns the stamp of a group, counted in time order from 0.
+func (t *Tables) At(i int) clock.Stamp { return t.stamp(t.rows()[i].t) }
+
+// Group returns a group, counted in time order from 0. It is valid until the
+// next call.
+func (t *Tables) Group(i int) *Group {
+	t.group.At = t.At(i)
+	t.group.Readings = t.appendGroup(t.group.Readings[:0], i)
+	return &t.group
+}
+
+// First returns the point number of the first reading of a group.
+func (t *Tables) First(i int) uint32 { return t.points[t.heads[t.rows()[i].table].col] }
+
+func (t *Tables) appendGroup(dst []Reading, i int) []Reading {
+	x, row := t.Row(i)
+	n := len(dst)
+	dst = slices.Grow(dst, len(x.Points))[:n+len(x.Points)]
+	for c := range x.Points {
+		x.read(&dst[n+c], row, c)
+	}
+	return dst
+}
+
+// Row returns the table of a group, counted in time order from 0, and which
+// of its rows the group is.
+func (t *Tables) Row(i int) (x Table, row int) {
+	k := t.rows()[i]
+	return t.Table(int(k.table)), int(k.row)
+}
+
+// rows returns all rows in time order; those of one instant as the tables and
+// their rows come.
+func (t *Tables) rows() []rowKey {
+	if len(t.order) == len(t.times) {
+		return t.order
+	}
+	t.order = t.order[:0]
+	for i := range t.heads {
+		h := &t.heads[i]
+		for k, at := range t.times[h.row:][:h.rows] {
+			t.order = append(t.order, rowKey{at, int32(i), int32(k)})
+		}
+	}
+	// Each table is a run in order: runs are merged until one is left.
+	for upto(t.order) < len(t.order) {
+		out := t.merged[:0]
+		for in := t.order; len(in) > 0; {
+			n := upto(in)
+			m := n + upto(in[n:])
+			a, b := in[:n], in[n:m]
+			for len(a) > 0 && len(b) > 0 {
+				if b[0].t < a[0].t {
+					out, b = append(out, b[0]), b[1:]
+				} else {
+					out, a = append(out, a[0]), a[1:]
+				}
+			}
+			out = append(append(out, a...), b...)
+			in = in[m:]
+		}
+		t.order, t.merged = out, t.order
+	}
+	return t.order
+}
+
+// upto returns how many rows from the first on are in order.
+func upto(rows []rowKey) int {
+	for i := 1; i < len(rows); i++ {
+		if rows[i].t < rows[i-1].t {
+			return i
+		}
+	}
+	return len(rows)
+}
+
+// Count returns how many tables there are.
+func (t *Tables) Count() int { return len(t.heads) }
+
+// Table returns a table.
+func (t *Tables) Table(i int) Table {
+	h := &t.heads[i]
+	x := Table{Points: t.points[h.col:][:h.cols], of: t, rows: h.rows, columns: t.columns[h.col:][:h.cols],
+		times: t.times[h.row:][:h.rows], nums: t.nums[h.cell:][:h.rows*h.cols]}
+	if h.mark >= 0 {
+		x.marks = t.marks[h.mark:][:len(x.nums)]
+	}
+	return x
+}
+
+// Table is what the groups with the same points say: a column for each point,
+// a row for each group, in time order.
+type Table struct {
+	Points []uint32 // the number of each column's point
+
+	of      *Tables
+	rows    int
+	columns []column
+	times   []int64
+	nums    []uint64
+	marks   []mark // nil: every cell is good
+}
+
+// Rows returns how many rows the table has.
+func (x *Table) Rows() int { return x.rows }
+
+// At returns the stamp of a row.
+func (x *Table) At(row int) clock.Stamp { return x.of.stamp(x.times[row]) }
+
+// Reading returns a cell.
+func (x *Table) Reading(row, col int) (r Reading) {
+	x.read(&r, row, col)
+	return r
+}
+
+func (x *Table) read(r *Reading, row, col int) {
+	k, c := col*x.rows+row, x.columns[col]
+	*r = Reading{Point: x.Points[col], Value: Value{num: x.nums[k], kind: c.kind, dec: c.dec}}
+	var m mark
+	if x.marks != nil {
+		m = x.marks[k]
+		r.Quality, r.Cause = Quality(m.quality&0x7F), m.cause
+	}
+	if m.empty() {
+		r.Value = Value{}
+	} else if c.kind == kept {
+		r.Value = x.of.values[x.nums[k]]
+	}
+}
+
+// AppendValue appends the value of a cell as Value.AppendJSON writes it. ok
+// is false, and dst as it was, if the cell is not good or JSON cannot write
+// it: then its reading must be looked at.
+func (x *Table) AppendValue(dst []byte, row, col int) (out []byte, ok bool) {
+	k := col*x.rows + row
+	if x.marks != nil && x.marks[k] != (mark{}) {
+		return dst, false
+	}
+	c, n := x.columns[col], x.nums[k]
+	switch c.kind {
+	case Int:
+		return appendInt(dst, int64(n), int(c.dec)), true
+	case Float32:
+		return appendFinite(dst, float64(math.Float32frombits(uint32(n))), 32)
+	case Float64:
+		return appendFinite(dst, math.Float64frombits(n), 64)
+	case kept:
+		v := &x.of.values[n]
+		if v.kind == Float32 || v.kind == Float64 {
+			return appendFinite(dst, v.Float(), 32*int(v.kind-Float32+1))
+		}
+		return v.AppendJSON(dst), true
+	}
+	return Value{num: n, kind: c.kind, dec: c.dec}.AppendJSON(dst), true
+}
+
+// appendFinite refuses what JSON cannot write.
+func appendFinite(dst []byte, f float64, bits int) ([]byte, bool) {
+	if f-f != 0 {
+		return dst, false
+	}
+	return appendFloat(dst, f, bits), true
+}
+
+// AppendColumn appends the values of a column, each as AppendValue does and
+// with a comma behind it. ok is false, and dst as it was, if it is for one of
+// the cells.
+func (x *Table) AppendColumn(dst []byte, col int) (out []byte, ok bool) {
+	out = dst
+	for row := range x.rows {
+		if out, ok = x.AppendValue(out, row, col); !ok {
+			return dst, false
+		}
+		out = append(out, ',')
+	}
+	return out, true
+}
