@@ -163,17 +163,22 @@ func (a *app) readOnce(ctx context.Context, args []string, q status.ReadRequest,
 	if !errors.Is(err, status.ErrNoAgent) {
 		return reply, "agent", err
 	}
-	cfg, _, err := a.load()
-	if err != nil {
-		return reply, "", err
-	}
-	r, err := agent.OpenReader(cfg)
+	r, err := a.reader()
 	if err != nil {
 		return reply, "", err
 	}
 	defer r.Close()
 	reply, err = r.Read(ctx, q)
 	return reply, "direct", err
+}
+
+// reader opens the lines of the configuration, where no agent has them.
+func (a *app) reader() (*agent.Reader, error) {
+	cfg, _, err := a.load()
+	if err != nil {
+		return nil, err
+	}
+	return agent.OpenReader(cfg)
 }
 
 // address recognises a raw address: rtu:/dev/ttyUSB0, tcp:HOST:PORT, and

@@ -186,11 +186,7 @@ func (a *app) writeOnce(ctx context.Context, target string, q status.WriteReques
 	if !errors.Is(err, status.ErrNoAgent) {
 		return reply, "agent", err
 	}
-	cfg, _, err := a.load()
-	if err != nil {
-		return reply, "", err
-	}
-	r, err := agent.OpenReader(cfg)
+	r, err := a.reader()
 	if err != nil {
 		return reply, "", err
 	}

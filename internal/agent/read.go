@@ -230,20 +230,30 @@ func (r *Reader) listened(reply status.ReadReply, name, point string) (status.Re
 	return reply, nil
 }
 
-func (r *Reader) readRaw(ctx context.Context, q status.ReadRequest) (status.ReadReply, error) {
-	l := r.lines[q.Bus]
-	if bus, dev := r.device(q.Bus); l == nil && dev != nil && dev.Map.Transport != "serial" {
-		l = r.lines[bus.Name] // registers of a device, under its own unit id unless another is given
-		if q.Bus = bus.Name; q.Unit < 0 {
-			q.Unit = int(deviceUnit(dev))
-		}
+// rawLine returns the line of which registers are meant, by the name of a bus
+// or of a device on it. With a device, bus becomes its bus and unit, if none
+// is given, its own.
+func (r *Reader) rawLine(bus *string, unit *int) (*driver.Line, error) {
+	if l := r.lines[*bus]; l != nil {
+		return l, nil
 	}
-	if l == nil {
-		var known []string
-		for i := range r.cfg.Buses {
-			known = append(known, r.cfg.Buses[i].Name)
+	if b, dev := r.device(*bus); dev != nil && dev.Map.Transport != "serial" {
+		if *bus = b.Name; *unit < 0 {
+			*unit = int(deviceUnit(dev))
 		}
-		return status.ReadReply{}, unknownName(q.Bus, append(known, r.names()...))
+		return r.lines[b.Name], nil
+	}
+	var known []string
+	for i := range r.cfg.Buses {
+		known = append(known, r.cfg.Buses[i].Name)
+	}
+	return nil, unknownName(*bus, append(known, r.names()...))
+}
+
+func (r *Reader) readRaw(ctx context.Context, q status.ReadRequest) (status.ReadReply, error) {
+	l, err := r.rawLine(&q.Bus, &q.Unit)
+	if err != nil {
+		return status.ReadReply{}, err
 	}
 	if q.Unit < 0 {
 		return status.ReadReply{}, &status.Failure{Code: "usage", Exit: 64,

@@ -67,19 +67,9 @@ func (r *Reader) Write(ctx context.Context, q status.WriteRequest) (status.Write
 }
 
 func (r *Reader) writeRaw(ctx context.Context, q status.WriteRequest, o driver.WriteOptions) (status.WriteReply, error) {
-	l := r.lines[q.Bus]
-	if bus, dev := r.device(q.Bus); l == nil && dev != nil && dev.Map.Transport != "serial" {
-		l = r.lines[bus.Name] // registers of a device, under its own unit id unless another is given
-		if q.Bus = bus.Name; q.Unit < 0 {
-			q.Unit = int(deviceUnit(dev))
-		}
-	}
-	if l == nil {
-		var known []string
-		for i := range r.cfg.Buses {
-			known = append(known, r.cfg.Buses[i].Name)
-		}
-		return status.WriteReply{}, unknownName(q.Bus, append(known, r.names()...))
+	l, err := r.rawLine(&q.Bus, &q.Unit)
+	if err != nil {
+		return status.WriteReply{}, err
 	}
 	return WriteRegisters(ctx, l, q, o)
 }
