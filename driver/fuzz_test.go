@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -186,10 +187,9 @@ func TestExchangeErrors(t *testing.T) {
 		}
 	}
 	var e *Error
-	if _, err := l.Exchange(context.Background(), 1, profile.Holding, 0, 1); !errors.As(err, &e) || e.Code != "bus-silent" {
-		t.Errorf("got %v", err)
+	if _, err := l.Exchange(context.Background(), 1, profile.Holding, 0, 1); !errors.As(err, &e) || e.Code != "bus-silent" || !strings.HasPrefix(e.Seen, "1 request, 0 bytes back;") || e.Try != "tidegate scan "+l.name {
+		t.Errorf("got %v\n%s", err, e.Hint())
 	}
-	t.Log(e, "\n"+e.Hint())
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Millisecond)
 	defer cancel()
 	if _, err := l.Exchange(ctx, 1, profile.Holding, 8, 1); !errors.Is(err, context.DeadlineExceeded) {

@@ -214,6 +214,8 @@ func TestDeadUnit(t *testing.T) {
 		t.Errorf("got %v, want unit-silent", after.Devices[7].LastErr)
 	} else if !strings.Contains(e.Seen, "0 bytes back; units 1, 2, 3, 4, 5, 6, 7 answered") {
 		t.Errorf("seen: %s", e.Seen)
+	} else if e.Try != "tidegate scan "+l.name {
+		t.Errorf("try: %s", e.Try)
 	}
 	dead.Delete(byte(8))
 	took := until(t, 40*time.Second, "unit 8 serves again", func() bool { return l.Stats().Devices[7].State == "ok" })

@@ -469,3 +469,21 @@ func TestTelegramUnsent(t *testing.T) {
 		t.Errorf("energy_import_t1 %v", g)
 	}
 }
+
+// TestMeterSilent: what is said of a silent meter names the others on its bus
+// as the configuration does, and the scan that finds meters.
+func TestMeterSilent(t *testing.T) {
+	t.Parallel()
+	l := open(t, Options{Name: "cellar", Connect: "serial:///dev/null", Devices: []Device{
+		{Name: "water", Unit: 5, Map: parse(t, waterMap)}, {Name: "heat", Unit: 7, Map: parse(t, waterMap)}}})
+	gas, water := l.devices[1], l.devices[0]
+	e := l.diagnose(gas, gas.unit, nil, ErrTimeout)
+	if e.Code != "bus-silent" || e.Try != "tidegate scan cellar --mbus" || !strings.Contains(e.Likely, "no power") {
+		t.Errorf("%v\n%s", e, e.Hint())
+	}
+	water.unit.heard = time.Now()
+	e = l.diagnose(gas, gas.unit, nil, ErrTimeout)
+	if e.Code != "unit-silent" || e.Try != "tidegate scan cellar --mbus" || !strings.Contains(e.Seen, "; water answered ") {
+		t.Errorf("%v\n%s", e, e.Hint())
+	}
+}

@@ -247,11 +247,11 @@ func lineErrors(st stream) (c icounters, ok bool) {
 func (r *ScanResult) Silence() *Error {
 	e := &Error{Op: "scan", Err: ErrTimeout}
 	n := r.Noise
-	asked := fmt.Sprintf("%d units asked", r.Asked)
+	asked := number(r.Asked, "unit") + " asked"
 	if r.Tried > 0 {
-		asked = fmt.Sprintf("%d units asked at %d line settings", r.Asked, r.Tried)
+		asked += " at " + number(r.Tried, "line setting")
 	}
-	noise := fmt.Sprintf("%d bytes while nobody sent", n.Bytes)
+	noise := number(n.Bytes, "byte") + " while nobody sent"
 	if n.Counted {
 		noise += fmt.Sprintf(", %d characters damaged, %d breaks", n.Errors, n.Breaks)
 	}

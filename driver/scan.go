@@ -452,7 +452,7 @@ func (s *scan) find(ctx context.Context) (bool, error) {
 		return true, nil
 	}
 	for i, m := range s.modes {
-		s.say(ScanStep{Text: fmt.Sprintf("asking %d units at %s", len(s.o.Likely), s.names[i]), Done: i, Of: len(s.modes)})
+		s.say(ScanStep{Text: "asking " + number(len(s.o.Likely), "unit") + " at " + s.names[i], Done: i, Of: len(s.modes)})
 		if err := s.set(m); err != nil {
 			return false, err
 		}

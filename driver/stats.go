@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -262,7 +263,7 @@ func (l *Line) diagnose(d *device, u *unit, a *ask, err error) *Error {
 		e.Code = "conn-closed"
 		return e
 	}
-	facts := fmt.Sprintf("%d requests, %d bytes back", u.asked, u.bytes)
+	facts := number(u.asked, "request") + ", " + number(u.bytes, "byte") + " back"
 	others := l.neighbours(u)
 	switch {
 	case errors.Is(err, ErrEcho):
@@ -274,14 +275,17 @@ func (l *Line) diagnose(d *device, u *unit, a *ask, err error) *Error {
 		e.Code, e.What = "unit-silent", "no answer"
 		e.Seen = facts + "; " + others + " on the same bus"
 		e.Likely = "1 the device has another unit id   2 it has no power   3 its branch is open\n(wiring of the bus and line settings are fine: others answer)"
+		e.Try = l.scanFor(d)
 	case u.bytes == 0 && !l.at.serial && l.at.kind == kindTCP:
 		e.Code, e.What = "unit-silent", "no answer"
 		e.Seen = facts + "; the connection stands"
 		e.Likely = "1 another unit id   2 a device behind the gateway has no power   3 the timeout is too short"
+		e.Try = l.scanFor(d) + " --ids 1-247"
 	case u.bytes == 0:
 		e.Code, e.What = "bus-silent", "nothing comes back on this bus"
 		e.Seen = facts + "; no other unit answers here; line " + l.settings()
-		e.Likely = "1 no power at the devices   2 wires open or exchanged   3 the adapter does not switch to sending"
+		e.Likely = "1 no power at the devices   2 wires open or exchanged   3 the adapter does not switch to sending\n4 another address, or another setting of the line"
+		e.Try = l.scanFor(d)
 	case errors.Is(err, ErrMismatch):
 		e.Code, e.What = "mismatch", "answers came, but none to this request"
 		e.Seen = fmt.Sprintf("%s, %d frames of others", facts, l.wire.count.Stray)
@@ -293,6 +297,9 @@ func (l *Line) diagnose(d *device, u *unit, a *ask, err error) *Error {
 		e.Code, e.What = "line-settings", "answer is not readable"
 		e.Seen = fmt.Sprintf("%s, 0 valid checksums; line %s", facts, l.settings())
 		e.Likely = "the device talks at another speed or parity"
+		if e.Try = l.scanFor(d); l.at.kind != kindListen {
+			e.Try += fmt.Sprintf(" --ids %d", u.id)
+		}
 	case errors.Is(err, ErrCRC):
 		e.Code, e.What = "damaged", "damaged answers"
 		e.Seen = fmt.Sprintf("%s, %d damaged", facts, u.bad)
@@ -303,6 +310,26 @@ func (l *Line) diagnose(d *device, u *unit, a *ask, err error) *Error {
 	return e
 }
 
+// scanFor is the command that looks for a device on this line; "" if a scan
+// cannot find devices of its kind.
+func (l *Line) scanFor(d *device) string {
+	switch {
+	case l.at.kind != kindListen:
+		return "tidegate scan " + l.name
+	case d != nil && d.opt.Map.MBus():
+		return "tidegate scan " + l.name + " --mbus"
+	}
+	return ""
+}
+
+// number writes a count with its noun.
+func number[N uint64 | int](n N, noun string) string {
+	if n != 1 {
+		noun += "s"
+	}
+	return fmt.Sprintf("%d %s", n, noun)
+}
+
 // settings returns the line settings as people write them.
 func (l *Line) settings() string {
 	if !l.at.serial {
@@ -311,7 +338,8 @@ func (l *Line) settings() string {
 	return fmt.Sprintf("%d %d%c%d", l.mode.mode.BaudRate, l.mode.mode.DataBits, "NOEMS"[l.mode.mode.Parity], 1+int(l.mode.mode.StopBits)/2)
 }
 
-// neighbours names the other units that answered lately.
+// neighbours names the other units that answered lately; of serial devices,
+// which have addresses of many kinds, the devices.
 func (l *Line) neighbours(u *unit) string {
 	var ids []int
 	var last time.Time
@@ -327,6 +355,15 @@ func (l *Line) neighbours(u *unit) string {
 		return ""
 	}
 	slices.Sort(ids)
+	if l.at.kind == kindListen {
+		var names []string
+		for _, d := range l.devices {
+			if d.unit != nil && slices.Contains(ids, int(d.unit.id)) && len(names) < 4 {
+				names = append(names, d.name)
+			}
+		}
+		return fmt.Sprintf("%s answered %v ago", strings.Join(names, ", "), time.Since(last).Round(time.Millisecond))
+	}
 	word := "units"
 	if len(ids) == 1 {
 		word = "unit"

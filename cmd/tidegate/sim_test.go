@@ -248,7 +248,7 @@ buses:
 	}{
 		{"water", 0, []string{`(?m)^water/water_volume +[\d.]+ m3 +good  read now \(\d+ ms\)$`, `(?m)^water/meter_id `}},
 		{"heat/meter_id", 0, []string{`^heat/meter_id  "11223344"  good  read now \(\d+ ms\)\n$`}},
-		{"gas", 1, []string{`gas \(cellar\).*\[bus-silent\]`, `4 requests, 0 bytes back`}},
+		{"gas", 1, []string{`gas \(cellar\).*\[bus-silent\]`, `4 requests, 0 bytes back`, `try: +tidegate scan cellar --mbus`}},
 		{"meter", 0, []string{`(?m)^meter/voltage_l1 +231\.500 V +good  read now`, `(?m)^meter/energy_import `}},
 		{"noisy/voltage_l1", 1, []string{`noisy \(noise\).*\[(line-settings|damaged|short)\]`}},
 		{"p1", 69, []string{`p1 talks by itself and cannot be asked +\[listening\]`, `tidegate watch p1`}},
