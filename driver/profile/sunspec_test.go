@@ -147,6 +147,14 @@ func FuzzWalkSunSpec(f *testing.F) {
 	seed(chainAt(40000, [2]int{1, 65}, [2]int{103, 50}), 40000)
 	seed(chainAt(0, [2]int{1, 66}, [2]int{203, 105}), 0)
 	seed(memory{50000: 0x5375, 50001: 0x6e53, 50002: 1, 50003: 65535}, 50000)
+	lib, err := Load()
+	if err != nil {
+		f.Fatal(err)
+	}
+	p, err := lib.Get("sunspec-inverter")
+	if err != nil {
+		f.Fatal(err)
+	}
 	f.Fuzz(func(t *testing.T, base uint16, b []byte) {
 		m, n := memory{}, 0
 		for i := 0; i+1 < len(b); i += 2 {
@@ -161,8 +169,6 @@ func FuzzWalkSunSpec(f *testing.F) {
 		if err != nil && chain != nil {
 			t.Fatal("models with an error")
 		}
-		lib, _ := Load()
-		p, _ := lib.Get("sunspec-inverter")
 		found, missing := p.Locate(chain)
 		for _, r := range found.Plan(Limits{}) {
 			if int(r.Address)+int(r.Count) > 65536 {
