@@ -13,8 +13,9 @@ import (
 //	mantissa = (raw x mul + add) / div, rounded half away from zero
 //
 // in 64 bits without overflow; beyond that the same is done with big
-// numbers. Only where no decimal exists (scale 1/3 without `decimals`) the
-// value is a float.
+// numbers. Where no decimal is exact (scale 1/3 without `decimals`), it has as
+// many as tell the value of each raw number from the next: no more is known.
+// Only where those are more than a value can have is it a float.
 type number struct {
 	mul, add, div int64
 	max           int64 // largest |raw| for the fast path; -1 = never
@@ -44,8 +45,13 @@ func newNumber(scale, offset *big.Rat, decimals *int, lo, hi *big.Rat) number {
 	default:
 		ds, ok1 := decimalsOf(scale)
 		do, ok2 := decimalsOf(offset)
-		n.float = !ok1 || !ok2
-		if !n.float {
+		if !ok1 {
+			ds, ok1 = stepDecimals(scale)
+		}
+		if !ok2 {
+			do, ok2 = ds+1, ds < telemetry.MaxDecimals
+		}
+		if n.float = !ok1 || !ok2; !n.float {
 			n.dec = uint8(max(ds, do))
 		}
 	}
@@ -72,6 +78,18 @@ func newNumber(scale, offset *big.Rat, decimals *int, lo, hi *big.Rat) number {
 		n.max = (math.MaxInt64 - abs(n.add) - n.div) / abs(n.mul)
 	}
 	return n
+}
+
+// stepDecimals returns the fewest decimals whose last place is no more than
+// the step from one raw number to the next.
+func stepDecimals(scale *big.Rat) (int, bool) {
+	step := new(big.Rat).Abs(scale)
+	for d := range telemetry.MaxDecimals + 1 {
+		if place := new(big.Rat).SetFrac(big.NewInt(1), pow10(d)); place.Cmp(step) <= 0 {
+			return d, true
+		}
+	}
+	return 0, false
 }
 
 // mantissaBound returns the smallest mantissa not below r (lower) or the
