@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -229,44 +230,49 @@ func killRounds(t *testing.T, maxLoss time.Duration, rounds int, under func() []
 		}
 		kills++
 
-		q := mustOpen(t, Options{Dir: dir, Size: 24 << 20, Segment: 256 << 10, MaxLoss: maxLoss})
-		for l := range Lane(laneCount) {
-			here := set(all(t, q, l))
-			told[l].union(lost(q, l))
-			for _, s := range appended[l].s {
-				for n := s.a; n <= s.b; n++ {
-					switch {
-					case here.has(n):
-						if acked[l].has(n) {
-							repeats++
+		func() {
+			// A process that another test starts would keep the lock of this directory until it runs.
+			syscall.ForkLock.RLock()
+			defer syscall.ForkLock.RUnlock()
+			q := mustOpen(t, Options{Dir: dir, Size: 24 << 20, Segment: 256 << 10, MaxLoss: maxLoss})
+			for l := range Lane(laneCount) {
+				here := set(all(t, q, l))
+				told[l].union(lost(q, l))
+				for _, s := range appended[l].s {
+					for n := s.a; n <= s.b; n++ {
+						switch {
+						case here.has(n):
+							if acked[l].has(n) {
+								repeats++
+							}
+						case acked[l].has(n):
+						case maxLoss == 0 || n <= durable[l]:
+							t.Fatalf("%s %d was durable and is gone", l, n)
+						case !told[l].has(n):
+							t.Fatalf("%s %d is missing silently", l, n)
+						case last-when[key{l, n}] > (maxLoss + 300*time.Millisecond).Milliseconds():
+							t.Fatalf("%s %d had waited for %d ms and is gone", l, n, last-when[key{l, n}])
+						default:
+							missing++
 						}
-					case acked[l].has(n):
-					case maxLoss == 0 || n <= durable[l]:
-						t.Fatalf("%s %d was durable and is gone", l, n)
-					case !told[l].has(n):
-						t.Fatalf("%s %d is missing silently", l, n)
-					case last-when[key{l, n}] > (maxLoss + 300*time.Millisecond).Milliseconds():
-						t.Fatalf("%s %d had waited for %d ms and is gone", l, n, last-when[key{l, n}])
-					default:
-						missing++
 					}
 				}
+				appended[l] = *here // the others are accounted for
+				if q.Given(l) < given[l] {
+					t.Fatalf("%s: given %d after %d", l, q.Given(l), given[l])
+				}
+				given[l] = q.Given(l)
 			}
-			appended[l] = *here // the others are accounted for
-			if q.Given(l) < given[l] {
-				t.Fatalf("%s: given %d after %d", l, q.Given(l), given[l])
+			if n := q.Stats().Quarantined; n > 0 && under == nil {
+				t.Fatal("a kill looked like damage")
 			}
-			given[l] = q.Given(l)
-		}
-		if n := q.Stats().Quarantined; n > 0 && under == nil {
-			t.Fatal("a kill looked like damage")
-		}
-		for _, x := range q.Losses() {
-			if err := q.AckLoss(x); err != nil {
-				t.Fatal(err)
+			for _, x := range q.Losses() {
+				if err := q.AckLoss(x); err != nil {
+					t.Fatal(err)
+				}
 			}
-		}
-		crash(q)
+			crash(q)
+		}()
 	}
 	t.Logf("%d kills, given data %d event %d: 0 durable lost, %d missing and all in tombstones, %d to be repeated", kills, given[Data], given[Event], missing, repeats)
 }
