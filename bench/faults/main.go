@@ -33,7 +33,8 @@ func run() int {
 	flag.IntVar(&s.step, "step", 1, "only every so many places")
 	flag.IntVar(&s.jobs, "jobs", 6, "runs at a time")
 	flag.Uint64Var(&s.seed, "seed", 1, "seed of the contents")
-	flag.StringVar(&s.only, "only", "", "only the sweep of this name, such as kill@fdatasync")
+	flag.StringVar(&s.base, "dir", memory(), "where the buffers lie; only on ext4 does a buffer write zeros ahead")
+	flag.StringVar(&s.only, "only", "", "only the sweeps with this in their name, such as kill@fdatasync")
 	flag.IntVar(&s.point, "point", 0, "only this place, to see a violation again")
 	flag.Parse()
 	if _, err := exec.LookPath("strace"); err != nil {

@@ -55,7 +55,7 @@ const places = 6
 type sweeps struct {
 	commits, step, jobs, point int
 	seed                       uint64
-	only                       string
+	base, only                 string
 	dir                        string
 	self                       string
 
@@ -74,7 +74,7 @@ type point struct {
 }
 
 func (s *sweeps) run(ctx context.Context) int {
-	dir, err := os.MkdirTemp(base(), "tidegate-faults-")
+	dir, err := os.MkdirTemp(s.base, "tidegate-faults-")
 	if err != nil {
 		return s.failed(err)
 	}
@@ -90,7 +90,7 @@ func (s *sweeps) run(ctx context.Context) int {
 		}
 		fmt.Printf("faults: a run of %d commits, max_loss %s, seed %d: %s\n", s.commits, maxLoss, s.seed, count)
 		for _, w := range all() {
-			if s.only != "" && s.only != w.name {
+			if !strings.Contains(w.name, s.only) {
 				continue
 			}
 			if count.calls[w.call] == 0 {
@@ -113,9 +113,8 @@ func (s *sweeps) run(ctx context.Context) int {
 	return 0
 }
 
-// base is in memory where that can be: a kill or an error finds the same
-// system calls there, and it is faster.
-func base() string {
+// memory is a directory in memory where there is one: it is faster.
+func memory() string {
 	if fi, err := os.Stat("/dev/shm"); err == nil && fi.IsDir() {
 		return "/dev/shm"
 	}
@@ -203,7 +202,7 @@ func (s *sweeps) sweep(ctx context.Context, w sweep, maxLoss time.Duration, coun
 	for range s.jobs {
 		workers.Go(func() {
 			for p := range work {
-				if err := s.try(ctx, p); err != nil {
+				if err := s.insist(ctx, p); err != nil {
 					select {
 					case failures <- fmt.Errorf("%s %d: %w", p.name, p.n, err):
 					default:
@@ -232,33 +231,52 @@ func (s *sweeps) sweep(ctx context.Context, w sweep, maxLoss time.Duration, coun
 	return nil
 }
 
-// try does one run with one fault and looks at what it leaves. A broken
-// promise is noted; an error concerns the rig.
-func (s *sweeps) try(ctx context.Context, p point) error {
+// patience is how often a run is done in which the fault does not fire: on a
+// slow disk more waits for one commit, and a run makes a few calls less.
+const patience = 3
+
+// insist tries until the fault has fired, and notes what came of it.
+func (s *sweeps) insist(ctx context.Context, p point) error {
+	for i := 1; ; i++ {
+		h, fired, err := s.try(ctx, p)
+		if err != nil {
+			return err
+		}
+		if !fired {
+			if i < patience && len(h.Violations()) == 0 {
+				continue
+			}
+			h.Violate("the fault did not fire")
+		}
+		s.note(p, h)
+		return nil
+	}
+}
+
+// try does one run with one fault and looks at what it leaves. An error
+// concerns the rig.
+func (s *sweeps) try(ctx context.Context, p point) (h *history.Life, fired bool, err error) {
 	dir, err := os.MkdirTemp(s.dir, "run-")
 	if err != nil {
-		return err
+		return nil, false, err
 	}
 	defer os.RemoveAll(dir)
 	o := s.options(filepath.Join(dir, "buffer"), p.maxLoss)
 	o.Abandon, o.Stubborn = p.abandon, p.forever
-	h := &history.Life{Honest: true, MaxLoss: p.maxLoss}
+	h = &history.Life{Honest: true, MaxLoss: p.maxLoss}
 	when := fmt.Sprint(p.n)
 	if p.forever {
 		when += "+"
 	}
 	text, ended, err := s.traced(ctx, h, o, dir, []string{p.call}, fmt.Sprintf("inject=%s:%s:when=%s", p.call, p.fault, when))
 	if err != nil {
-		return err
+		return nil, false, err
 	}
-	fired := strings.Contains(text, "(INJECTED)")
+	fired = strings.Contains(text, "(INJECTED)")
 	if p.fault == "signal=KILL" {
 		fired = strings.Contains(text, "+++ killed by SIGKILL +++")
 	} else if ended != "" {
 		h.Violate("the writer ended: %s", ended)
-	}
-	if !fired {
-		h.Violate("the fault did not fire")
 	}
 	// What is there? Does it go on from there? And is it still there then?
 	for i, next := range []writer.Options{{Look: true}, {Commits: 4}, {Look: true}} {
@@ -266,13 +284,18 @@ func (s *sweeps) try(ctx context.Context, p point) error {
 		if len(h.Violations()) == 0 {
 			ended, err := s.plain(ctx, h, next)
 			if err != nil {
-				return err
+				return nil, false, err
 			}
 			if ended != "" || !h.Ready() {
 				h.Violate("start %d after the fault: %s", i+1, ended)
 			}
 		}
 	}
+	return h, fired, nil
+}
+
+// note counts a run in and tells of broken promises.
+func (s *sweeps) note(p point, h *history.Life) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.points++
@@ -284,7 +307,6 @@ func (s *sweeps) try(ctx context.Context, p point) error {
 			fmt.Println("BROKEN:", v)
 		}
 	}
-	return nil
 }
 
 // traced runs a writer under strace and returns what strace saw, and how the
