@@ -36,18 +36,19 @@ var unitFamilies = [][]struct{ symbol, factor string }{
 // one in the unit to.
 func unitFactor(from, to string) (*big.Rat, bool) {
 	for _, f := range unitFamilies {
-		var a, b *big.Rat
+		a, b := "", ""
 		for _, u := range f {
-			x, _ := new(big.Rat).SetString(u.factor)
 			if u.symbol == to {
-				b = x
+				b = u.factor
 			}
 			if u.symbol == from {
-				a = x
+				a = u.factor
 			}
 		}
-		if a != nil && b != nil {
-			return new(big.Rat).Quo(a, b), true
+		if a != "" && b != "" {
+			x, _ := new(big.Rat).SetString(a)
+			y, _ := new(big.Rat).SetString(b)
+			return x.Quo(x, y), true
 		}
 	}
 	return nil, false

@@ -192,6 +192,9 @@ func (b *binder) notMapping(n *node, e *entry, path string, names []string) {
 // unknown reports the key c and returns the field it was taken for, -1 if
 // none: a misspelt key is bound all the same, so that what it holds is checked.
 func (b *binder) unknown(n *node, c *entry, names []string, path string) int {
+	if len(b.d.problems) >= maxProblems {
+		return -1 // nobody would hear of it, and a guess looks through the whole mapping
+	}
 	p := Problem{Path: join(path, c.key), Code: CodeKey, Msg: fmt.Sprintf("unknown key %q", c.key)}
 	free := slices.DeleteFunc(slices.Clone(names), n.has)
 	take := -1

@@ -51,7 +51,12 @@ func Nearest(word string, known []string) string {
 }
 
 func fold(s string) string {
-	return strings.ToLower(strings.NewReplacer("-", "", "_", "", " ", "", ".", "").Replace(s))
+	return strings.ToLower(strings.Map(func(r rune) rune {
+		if strings.ContainsRune("-_ .", r) {
+			return -1
+		}
+		return r
+	}, s))
 }
 
 // distance counts inserted, missing, changed and swapped letters (optimal
