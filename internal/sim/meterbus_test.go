@@ -270,6 +270,40 @@ func TestReadoutVoice(t *testing.T) {
 	}
 }
 
+// TestReadoutGarbled: what spoils a readout spoils the data block, where the
+// check is, and never the identification, which has none. No value comes of it.
+func TestReadoutGarbled(t *testing.T) {
+	p, err := library(t).Get("iec62056-21")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := NewVoice(p, 1, 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, _ := v.frame(1)
+	if len(decodedAll(p, good)) == 0 {
+		t.Fatalf("nothing is read in %q", good)
+	}
+	ident, data, _ := bytes.Cut(good, []byte("\r\n"))
+	rule, err := ParseRule("garble")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.Plan = Rules(1, rule)
+	for n := range int64(len(data)) {
+		b, _ := v.frame(n + 1)
+		if head, _, _ := bytes.Cut(b, []byte("\r\n")); !bytes.Equal(head, ident) {
+			t.Fatalf("%d: the identification became %q", n, head)
+		}
+		for _, r := range decodedAll(p, b) {
+			if r.Quality == telemetry.Good {
+				t.Fatalf("%d: %s is read in %q", n, p.Points[r.Point].Name, b)
+			}
+		}
+	}
+}
+
 // TestTelegramVoices: a telegram of a P1 port is built with its check, the
 // devices behind it, and values that are held.
 func TestTelegramVoices(t *testing.T) {
