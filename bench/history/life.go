@@ -32,6 +32,9 @@ type Life struct {
 	Lag     int
 	// Exact: what was durable before those flushes must be there.
 	Exact bool
+	// Forgot: within those flushes ext4 has let go of a part of its journal, so
+	// the disk may have lost what stood there: where older batches lie.
+	Forgot bool
 	// Spoilt: the rig has damaged a file, though no batch in it.
 	Spoilt bool
 	// Broken: the file system itself was damaged by the last cut, so whole

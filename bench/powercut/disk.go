@@ -128,6 +128,20 @@ func (d *disk) flush() error {
 	return nil
 }
 
+// unsafe tells whether a write to a place may still be undone.
+func (d *disk) unsafe(at int64) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, group := range append(d.flushed, d.open) {
+		for _, w := range group {
+			if w.at <= at && at < w.at+int64(len(w.data)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // powerOn brings the disk back as a power cut leaves it: each sector that was
 // written and is not safe is there with probability keep. It returns how many
 // were kept and how many were not.

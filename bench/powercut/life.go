@@ -191,6 +191,13 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 				return err
 			}
 		}
+		// With a part of the sectors gone, the journal may have moved on and what it
+		// told of may not be in its place: an inode is then as it was long before.
+		forgot := lag > 0 && keep > 0 && keep < 1 && l.d.unsafe(l.p.journal)
+		if forgot {
+			l.h.Count("cut while the disk could still lose what ext4 took out of its journal")
+		}
+		l.h.Forgot = l.h.Forgot && !l.h.Ready() || forgot
 		kept, gone := l.d.powerOn(sectors, keep)
 		l.kept, l.gone = l.kept+kept, l.gone+gone
 	}

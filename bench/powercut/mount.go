@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,8 @@ func attach(path string) (*os.File, error) {
 		time.Sleep(10 * time.Millisecond)
 	}
 }
+
+const block = 1024 // of the file system; what mkfs takes for so small a one
 
 // mounted is an ext4 file system on a disk.
 type mounted struct{ dir string }
@@ -106,21 +109,30 @@ func (m *mounted) unmount() error {
 	return fmt.Errorf("umount of %s: %w", m.dir, err)
 }
 
-// template makes the content of a disk with an empty file system.
-func template(dir string, size int64) ([]byte, error) {
+// template makes the content of a disk with an empty file system, and tells
+// where the head of its journal is.
+func template(dir string, size int64) (content []byte, journal int64, err error) {
 	path := filepath.Join(dir, "template")
 	f, err := os.Create(path)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer os.Remove(path)
 	defer f.Close()
 	if err := f.Truncate(size); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", path).CombinedOutput()
+	out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m", "0", "-b", strconv.Itoa(block), "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", path).CombinedOutput()
 	if err != nil {
-		return nil, fmt.Errorf("mkfs.ext4: %w: %s", err, out)
+		return nil, 0, fmt.Errorf("mkfs.ext4: %w: %s", err, out)
 	}
-	return os.ReadFile(path)
+	if out, err = exec.Command("debugfs", "-R", "bmap <8> 0", path).Output(); err != nil {
+		return nil, 0, fmt.Errorf("debugfs: %w", err)
+	}
+	at, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
+	if err != nil || at == 0 {
+		return nil, 0, fmt.Errorf("debugfs: no journal: %q", out)
+	}
+	content, err = os.ReadFile(path)
+	return content, at * block, err
 }

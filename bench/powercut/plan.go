@@ -24,6 +24,7 @@ type plan struct {
 	keeps   []float64
 	save    string
 	verbose bool
+	journal int64 // where the disk has the head of the journal of ext4
 }
 
 // sum is what all lives came to.
@@ -73,10 +74,11 @@ func (p *plan) lives(ctx context.Context) (s sum, err error) {
 			return s, err
 		}
 	}
-	content, err := template(dir, diskSize)
+	content, journal, err := template(dir, diskSize)
 	if err != nil {
 		return s, err
 	}
+	p.journal = journal
 	s.counts.Notes = make(map[string]int)
 	for no, left := 0, p.cuts; left > 0 && ctx.Err() == nil && s.broken < p.stop; no++ {
 		n := min(left, p.perLife)
