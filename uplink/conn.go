@@ -146,6 +146,7 @@ type wire struct {
 	out    []byte   // packets that are not written, one behind the other
 	ends   []packet // where they end
 	gone   uint64   // bytes of packets that left out
+	bodies [][]byte // of the next PUBLISH packets, which the library writes without them
 	writer bool     // a goroutine writes what is in out
 	broken error    // of a write: nothing more is written
 	proof  map[uint16]proof
@@ -372,7 +373,14 @@ func (w *wire) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	soon := (kind == publishType || kind == pubackType) && len(w.out) < ahead
-	w.out = append(w.out, p...)
+	if kind == publishType && len(w.bodies) > 0 {
+		w.out = appendPublish(w.out, p, w.bodies[0])
+		n := copy(w.bodies, w.bodies[1:])
+		w.bodies[n] = nil
+		w.bodies = w.bodies[:n]
+	} else {
+		w.out = append(w.out, p...)
+	}
 	w.ends = append(w.ends, packet{len(w.out), id})
 	upto := w.gone + uint64(len(w.out))
 	if soon && !w.writer {
@@ -389,6 +397,23 @@ func (w *wire) Write(p []byte) (int, error) {
 		}
 	}
 	return len(p), nil
+}
+
+// carry makes body that of the next PUBLISH that is given to the library after
+// those before, with none: the library would copy it twice, into memory made
+// anew for each message.
+func (w *wire) carry(body []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.bodies = append(w.bodies, body)
+}
+
+// appendPublish appends a PUBLISH that has no body, with one.
+func appendPublish(dst, p, body []byte) []byte {
+	length, n := binary.Uvarint(p[1:]) // MQTT writes lengths as this does
+	dst = append(dst, p[0])
+	dst = binary.AppendUvarint(dst, length+uint64(len(body)))
+	return append(append(dst, p[1+n:]...), body...)
 }
 
 // drain writes until nothing waits.

@@ -260,7 +260,8 @@ func (l *link) post(m message, _ string) (ticket, error) {
 		return nil, l.wire.cause()
 	default:
 	}
-	token, ok := l.client.Publish(m.topic, 1, m.retained, m.body).(*mqtt.PublishToken)
+	l.wire.carry(m.body)
+	token, ok := l.client.Publish(m.topic, 1, m.retained, []byte(nil)).(*mqtt.PublishToken)
 	if !ok {
 		return nil, fmt.Errorf("uplink: no token for a publish to %s", m.topic)
 	}
@@ -277,7 +278,8 @@ func (l *link) post(m message, _ string) (ticket, error) {
 
 // quick is post with quality 0: nothing proves that it arrived.
 func (l *link) quick(m message) error {
-	token := l.client.Publish(m.topic, 0, m.retained, m.body)
+	l.wire.carry(m.body)
+	token := l.client.Publish(m.topic, 0, m.retained, []byte(nil))
 	select {
 	case <-l.wire.dead:
 		return l.wire.cause()
