@@ -2,6 +2,7 @@ package buffer
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"runtime/debug"
@@ -12,7 +13,15 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-const pageSize = 4096
+const (
+	pageSize  = 4096
+	ext4Magic = 0xef53 // EXT4_SUPER_MAGIC of linux/magic.h
+
+	zeroStep = 64 << 10
+	zeroMost = 2 * pageSize // more cost as much as a commit of the journal of ext4
+
+	zeroWithin = time.Second // of the commit before
+)
 
 // boltFile is a bbolt file whose every transaction is caught: bbolt panics
 // or faults on a damaged file, and a damaged file must not end the process.
@@ -23,6 +32,22 @@ type boltFile struct {
 
 	hold int         // so many commits back, no page of theirs is written over
 	held []*bbolt.Tx // their snapshots, the oldest first
+
+	blocks int64     // up to where zeros may be written ahead of small commits
+	high   int64     // where the pages ended before the last commit, 0: not known
+	zeroed int64     // up to where zeros were written
+	last   time.Time // of the last commit
+}
+
+// appended prepares a file that has all its blocks for being appended to. Only
+// ext4 was seen to gain by zeros; where each write goes to a new place they
+// would be a loss.
+func (b *boltFile) appended(size int64) {
+	b.hold = snapshots(size)
+	var st syscall.Statfs_t
+	if syscall.Fstatfs(int(b.file.Fd()), &st) == nil && st.Type == ext4Magic {
+		b.blocks = size
+	}
 }
 
 // guarded runs fn and turns a panic or a memory fault into errDamaged.
@@ -68,7 +93,7 @@ func openBolt(path string, size, alloc int64, log *slog.Logger) (*boltFile, erro
 
 // update runs fn in a transaction and commits it. After an error the outcome
 // is unknown: the file must be closed and read anew. It returns the bytes of
-// the pages written.
+// the pages and zeros written.
 func (b *boltFile) update(fn func(*bbolt.Tx) error) (written int64, err error) {
 	var tx *bbolt.Tx
 	if err := b.begin(true, &tx); err != nil {
@@ -79,6 +104,9 @@ func (b *boltFile) update(fn func(*bbolt.Tx) error) (written int64, err error) {
 		if err := fn(tx); err != nil {
 			return err
 		}
+		if written, err = b.writeAhead(tx.Size()); err != nil {
+			return err
+		}
 		return tx.Commit()
 	})
 	if err != nil {
@@ -86,7 +114,31 @@ func (b *boltFile) update(fn func(*bbolt.Tx) error) (written int64, err error) {
 		return 0, err
 	}
 	b.keep()
-	return b.pages() - before + pageSize, nil // the pages and the meta page
+	return written + b.pages() - before + pageSize, nil // the pages and the meta page
+}
+
+// writeAhead writes zeros behind the pages, which end at high, when the last
+// commit grew by little. A block that was allocated and not yet written has to
+// be marked as written by the journal, and then each fdatasync waits for it
+// and writes as much again. Marked in one go, many small commits need no
+// journal. Large ones take the blocks as they are: zeros would cost them more.
+// So would seldom ones: the journal writes the time of change within 5 s anyway.
+// No page that any commit leads to lies behind high.
+func (b *boltFile) writeAhead(high int64) (written int64, err error) {
+	grew := high - b.high
+	if b.high == 0 {
+		grew = 0
+	}
+	b.high = high
+	seldom := time.Since(b.last) > zeroWithin
+	b.last = time.Now()
+	from := max(high, b.zeroed)
+	if seldom || grew == 0 || grew > zeroMost || from-high >= zeroMost {
+		return 0, nil
+	}
+	written, err = io.Copy(io.NewOffsetWriter(b.file, from), io.LimitReader(zeros{}, min(zeroStep, b.blocks-from)))
+	b.zeroed = from + written
+	return written, err
 }
 
 // keep takes a snapshot of what was just committed and lets go of the oldest

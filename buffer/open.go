@@ -470,7 +470,7 @@ func (q *Queue) openSegment(s *segment, size int64) error {
 	}
 	q.opener.kills[name] = 0
 	if size > 0 {
-		b.hold = snapshots(size)
+		b.appended(size)
 	}
 	s.file, s.checked = b, true
 	return nil

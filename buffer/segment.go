@@ -440,7 +440,7 @@ func makeSegment(path string, size int64, log *slog.Logger) (*boltFile, error) {
 		os.Remove(fresh)
 		return nil, err
 	}
-	b.hold = snapshots(size)
+	b.appended(size)
 	err = preallocate(b.file, size)
 	if err == nil {
 		err = b.file.Sync()

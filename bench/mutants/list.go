@@ -121,6 +121,20 @@ func list() []mutant {
 		new:  "",
 		test: unit("./buffer", "TestSnapshots"),
 	}, {
+		name: "zeros over the last page of the commit before",
+		why:  "a commit destroys batches that were durable",
+		file: "buffer/bolt.go",
+		old:  "	from := max(high, b.zeroed)\n",
+		new:  "	from := max(high-pageSize, b.zeroed)\n",
+		test: unit("./buffer", "TestZerosAhead"),
+	}, {
+		name: "zeros behind the blocks of a segment",
+		why:  "the buffer outgrows its size",
+		file: "buffer/bolt.go",
+		old:  "min(zeroStep, b.blocks-from)",
+		new:  "zeroStep",
+		test: unit("./buffer", "TestZerosEnd"),
+	}, {
 		name: "repair counts what it could not read as saved",
 		why:  "what is gone is named by no tombstone",
 		file: "buffer/salvage.go",
