@@ -572,3 +572,26 @@ func TestExchangeWhileRunning(t *testing.T) {
 		t.Errorf("%d exchanges and %d polls in 2 s", n, st.Devices[0].Good)
 	}
 }
+
+// TestAddressHint: a refused address comes with the read of the one before it.
+func TestAddressHint(t *testing.T) {
+	t.Parallel()
+	l := open(t, Options{Name: "b", Connect: "tcp://127.0.0.1:9", Devices: []Device{{Name: "d", Unit: 7, Map: custom(t, 2)}}})
+	for _, c := range []struct {
+		fc         byte
+		addr       uint16
+		x          Exception
+		code, want string
+	}{
+		{4, 1, 2, "address", "tidegate read b --unit 7 input:0+2 --as all"},
+		{3, 400, 2, "address", "tidegate read b --unit 7 holding:399+2 --as all"},
+		{3, 0, 2, "address", ""},
+		{16, 5, 2, "address", ""},
+		{3, 5, 4, "exception", ""},
+	} {
+		e := l.diagnose(l.devices[0], l.devices[0].unit, &ask{unit: 7, fc: c.fc, addr: c.addr, count: 2}, c.x)
+		if e.Code != c.code || e.Try != c.want || !strings.Contains(e.Seen, fmt.Sprintf("address %d,", c.addr)) {
+			t.Errorf("%+v: %s, %q, %s", c, e.Code, e.Try, e.Seen)
+		}
+	}
+}

@@ -242,6 +242,10 @@ func (l *Line) diagnose(d *device, u *unit, a *ask, err error) *Error {
 		}
 		if a != nil {
 			e.Seen = fmt.Sprintf("function %d, address %d, count %d", a.fc, a.addr, a.count)
+			if x == 2 && a.fc >= 1 && a.fc <= 4 && a.addr > 0 {
+				table := [...]string{"coil", "discrete", "holding", "input"}[a.fc-1]
+				e.Try = fmt.Sprintf("tidegate read %s --unit %d %s:%d+%d --as all", l.name, a.unit, table, a.addr-1, a.count)
+			}
 		}
 		return e
 	case u == nil:

@@ -103,6 +103,9 @@ func (a *app) sim(ctx context.Context, args []string, f *simFlags) error {
 	case "rtu", "ascii", "serial":
 		return a.simOnLine(ctx, s, place, f)
 	case "tcp", "rtu+tcp", "serial+tcp":
+		if _, _, err := net.SplitHostPort(place); err != nil {
+			return usage{fmt.Errorf("--at %s names no port: write %s:HOST:PORT", f.at, scheme)}
+		}
 		ln, err := net.Listen("tcp", place)
 		if err != nil {
 			return err

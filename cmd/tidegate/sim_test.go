@@ -180,7 +180,7 @@ func TestScanSpeeds(t *testing.T) {
 	if n := strings.Count(devices, "profile: mbus-water"); n != 2 || strings.Contains(devices, "heat") {
 		t.Errorf("%d devices:\n%s", n, devices)
 	}
-	for _, args := range [][]string{{"mbus-water@1", "--line", "300 8E1@7"}, {"eastron-sdm630@1", "--line", "300 8E1@1"}} {
+	for _, args := range [][]string{{"mbus-water@1", "--line", "300 8E1@7"}, {"eastron-sdm630@1", "--line", "300 8E1@1"}, {"eastron-sdm630", "--at", "tcp:127.0.0.1"}} {
 		cmd := exec.Command(bin, append([]string{"sim", "--at", "serial:" + dir + "/none"}, args...)...)
 		if text, _ := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 64 {
 			t.Errorf("%v: exit code %d\n%s", args, cmd.ProcessState.ExitCode(), text)
