@@ -84,12 +84,17 @@ func (v *receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(map[string]string{"ack": key})
 }
 
-// numbers returns the data batches in the order of their arrival.
-func (v *receiver) numbers(t *testing.T) []uint64 {
+// all returns what was taken so far.
+func (v *receiver) all() []taken {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	return slices.Clone(v.got)
+}
+
+// numbers returns the data batches in the order of their arrival.
+func (v *receiver) numbers(t *testing.T) []uint64 {
 	var out []uint64
-	for _, g := range v.got {
+	for _, g := range v.all() {
 		if g.key == "" || strings.HasPrefix(g.key, "test/") {
 			continue
 		}
@@ -111,9 +116,7 @@ func (v *receiver) numbers(t *testing.T) []uint64 {
 }
 
 func (v *receiver) acknowledged(seq uint64) bool {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return slices.ContainsFunc(v.got, func(g taken) bool { return g.acked && g.key == fmt.Sprintf("6f3a91c2/data/%d", seq) })
+	return slices.ContainsFunc(v.all(), func(g taken) bool { return g.acked && g.key == fmt.Sprintf("6f3a91c2/data/%d", seq) })
 }
 
 func serveReceiver(t *testing.T, v *receiver, ln net.Listener) string {
@@ -149,7 +152,7 @@ func TestHTTPS(t *testing.T) {
 		t.Errorf("%d repeats", r)
 	}
 	words := map[string]int{}
-	for _, g := range v.got {
+	for _, g := range v.all() {
 		words[g.topic[strings.LastIndexByte(g.topic, '/')+1:]]++
 		if g.kind != "application/json" {
 			t.Errorf("content type %s", g.kind)
@@ -248,7 +251,9 @@ func TestRetryAfter(t *testing.T) {
 	v := &receiver{}
 	v.judge = func(n int, w http.ResponseWriter, r *http.Request) (bool, bool) {
 		if n == 3 {
+			v.mu.Lock()
 			asked = time.Now()
+			v.mu.Unlock()
 			w.Header().Set("Retry-After", "1")
 			w.WriteHeader(http.StatusTooManyRequests)
 			return true, false
@@ -260,7 +265,7 @@ func TestRetryAfter(t *testing.T) {
 	eventually(t, 10*time.Second, "delivered", func() bool { return src.waiting() == 0 })
 	u.stop()
 	early := 0
-	for _, g := range v.got {
+	for _, g := range v.all() {
 		if after := g.at.Sub(asked); g.key != "" && after > 50*time.Millisecond && after < 950*time.Millisecond {
 			early++
 		}
