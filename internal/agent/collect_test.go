@@ -139,11 +139,12 @@ func TestClockStep(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := collect(t, limits{maxAge: time.Minute, maxReadings: 100, maxBytes: 1e6}, func(c *collector) {
 			c.emit(pair(0))
-			g := pair(10)
-			g.At.Wall += 3600_000
-			c.emit(g)
-			g.At.Synced = false
-			c.emit(g)
+			for _, synced := range []bool{true, false} {
+				g := pair(10)
+				g.At.Wall += 3600_000
+				g.At.Synced = synced
+				c.emit(g)
+			}
 		})
 		if n := len(q.batches[buffer.Data]); n != 3 {
 			t.Fatalf("%d batches, want 3", n)
