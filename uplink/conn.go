@@ -143,12 +143,13 @@ type wire struct {
 	writing sync.Mutex // held while a piece is written
 
 	mu     sync.Mutex
-	out    []byte   // packets that are not written, one behind the other
-	ends   []packet // where they end
-	gone   uint64   // bytes of packets that left out
-	bodies [][]byte // of the next PUBLISH packets, which the library writes without them
-	writer bool     // a goroutine writes what is in out
-	broken error    // of a write: nothing more is written
+	out    []byte            // packets that are not written, one behind the other
+	ends   []packet          // where they end
+	gone   uint64            // bytes of packets that left out
+	bodies map[uint64][]byte // of PUBLISH packets, by the tag that the library writes in their place
+	tag    uint64            // the last one
+	writer bool              // a goroutine writes what is in out
+	broken error             // of a write: nothing more is written
 	proof  map[uint16]proof
 	err    error
 	dead   chan struct{} // closed with the first error
@@ -182,7 +183,7 @@ const (
 
 func newWire(c net.Conn, raw *rawConn, b broker) *wire {
 	return &wire{Conn: c, raw: raw, broker: b, r: bufio.NewReaderSize(c, 4<<10), most: maxIncoming, notify: make(chan struct{}, 1),
-		proof: map[uint16]proof{}, dead: make(chan struct{})}
+		proof: map[uint16]proof{}, bodies: map[uint64][]byte{}, dead: make(chan struct{})}
 }
 
 // fail keeps the first error and wakes the session.
@@ -373,11 +374,9 @@ func (w *wire) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	soon := (kind == publishType || kind == pubackType) && len(w.out) < ahead
-	if kind == publishType && len(w.bodies) > 0 {
-		w.out = appendPublish(w.out, p, w.bodies[0])
-		n := copy(w.bodies, w.bodies[1:])
-		w.bodies[n] = nil
-		w.bodies = w.bodies[:n]
+	if tag, tagged := publishTag(p); tagged && w.bodies[tag] != nil {
+		w.out = appendPublish(w.out, p, w.bodies[tag])
+		delete(w.bodies, tag)
 	} else {
 		w.out = append(w.out, p...)
 	}
@@ -399,21 +398,39 @@ func (w *wire) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// carry makes body that of the next PUBLISH that is given to the library after
-// those before, with none: the library would copy it twice, into memory made
-// anew for each message.
-func (w *wire) carry(body []byte) {
+// carry keeps body and returns a tag that is given to the library in its
+// place: the library would copy it twice, into memory made anew for each
+// message. A tag tells which PUBLISH it belongs to, whatever became of those
+// before.
+func (w *wire) carry(body []byte) []byte {
+	if len(body) == 0 {
+		return nil
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.bodies = append(w.bodies, body)
+	w.tag++
+	w.bodies[w.tag] = body
+	return binary.BigEndian.AppendUint64(nil, w.tag)
 }
 
-// appendPublish appends a PUBLISH that has no body, with one.
+const tagSize = 8
+
+// publishTag returns what stands in a PUBLISH where a tag would: in the last
+// bytes. No message of ours that comes without a tag looks like one: JSON has
+// no zeros.
+func publishTag(p []byte) (tag uint64, ok bool) {
+	if len(p) < tagSize || p[0]>>4 != publishType {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(p[len(p)-tagSize:]), true
+}
+
+// appendPublish appends a PUBLISH that has a tag, with a body instead.
 func appendPublish(dst, p, body []byte) []byte {
 	length, n := binary.Uvarint(p[1:]) // MQTT writes lengths as this does
 	dst = append(dst, p[0])
-	dst = binary.AppendUvarint(dst, length+uint64(len(body)))
-	return append(append(dst, p[1+n:]...), body...)
+	dst = binary.AppendUvarint(dst, length+uint64(len(body))-tagSize)
+	return append(append(dst, p[1+n:len(p)-tagSize]...), body...)
 }
 
 // drain writes until nothing waits.

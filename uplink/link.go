@@ -260,8 +260,7 @@ func (l *link) post(m message, _ string) (ticket, error) {
 		return nil, l.wire.cause()
 	default:
 	}
-	l.wire.carry(m.body)
-	token, ok := l.client.Publish(m.topic, 1, m.retained, []byte(nil)).(*mqtt.PublishToken)
+	token, ok := l.client.Publish(m.topic, 1, m.retained, l.wire.carry(m.body)).(*mqtt.PublishToken)
 	if !ok {
 		return nil, fmt.Errorf("uplink: no token for a publish to %s", m.topic)
 	}
@@ -278,8 +277,7 @@ func (l *link) post(m message, _ string) (ticket, error) {
 
 // quick is post with quality 0: nothing proves that it arrived.
 func (l *link) quick(m message) error {
-	l.wire.carry(m.body)
-	token := l.client.Publish(m.topic, 0, m.retained, []byte(nil))
+	token := l.client.Publish(m.topic, 0, m.retained, l.wire.carry(m.body))
 	select {
 	case <-l.wire.dead:
 		return l.wire.cause()

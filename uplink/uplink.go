@@ -164,7 +164,7 @@ func defaultTuning() tuning {
 	return tuning{connect: 30 * time.Second, write: 30 * time.Second, ack: 30 * time.Second,
 		grace: 5 * time.Second, backoff: time.Second, backoffMax: 5 * time.Minute, stable: time.Minute,
 		status: time.Minute, meta: 24 * time.Hour, retry: time.Second, receipt: 5 * time.Minute,
-		spread: time.Minute, look: 2 * time.Second, verdict: time.Second, glance: 24 * time.Hour, home: 10 * time.Minute}
+		spread: time.Minute, look: 3 * time.Second, verdict: time.Second, glance: 24 * time.Hour, home: 10 * time.Minute}
 }
 
 // tuning is the default one as far as the keep-alive allows: a link that is

@@ -16,6 +16,10 @@ import (
 // turn is how often the health loop looks around.
 const turn = time.Second
 
+// sum is after how many turns the reasons are summed up: since when each holds
+// is known to that.
+const sum = 5
+
 // settled is after how many turns the start is over.
 const settled = 5
 
@@ -66,9 +70,11 @@ func (h *health) run(ctx context.Context, n notifier) {
 				h.a.log.Debug("memory could not be given back", "error", err)
 			}
 		}
-		if s := h.summary(); s != line {
-			line = s
-			n.say("STATUS=" + s)
+		if i%sum == 0 {
+			if s := h.summary(); s != line {
+				line = s
+				n.say("STATUS=" + s)
+			}
 		}
 		if watchdog > 0 && time.Since(fed) >= min(watchdog, time.Minute) && h.moves() {
 			fed = time.Now()
