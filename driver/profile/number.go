@@ -14,8 +14,8 @@ import (
 //
 // in 64 bits without overflow; beyond that the same is done with big
 // numbers. Where no decimal is exact (scale 1/3 without `decimals`), it has as
-// many as tell the value of each raw number from the next: no more is known.
-// Only where those are more than a value can have is it a float.
+// many as tell a tenth of the step from one raw number to the next: no more is
+// known. Only where those are more than a value can have is it a float.
 type number struct {
 	mul, add, div int64
 	max           int64 // largest |raw| for the fast path; -1 = never
@@ -81,9 +81,10 @@ func newNumber(scale, offset *big.Rat, decimals *int, lo, hi *big.Rat) number {
 }
 
 // stepDecimals returns the fewest decimals whose last place is no more than
-// the step from one raw number to the next.
+// a tenth of the step from one raw number to the next.
 func stepDecimals(scale *big.Rat) (int, bool) {
 	step := new(big.Rat).Abs(scale)
+	step.Quo(step, big.NewRat(10, 1))
 	for d := range telemetry.MaxDecimals + 1 {
 		if place := new(big.Rat).SetFrac(big.NewInt(1), pow10(d)); place.Cmp(step) <= 0 {
 			return d, true
