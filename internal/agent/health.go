@@ -16,9 +16,9 @@ import (
 // turn is how often the health loop looks around.
 const turn = time.Second
 
-// sum is after how many turns the reasons are summed up: since when each holds
+// summed is after how many turns the reasons are summed up: since when each holds
 // is known to that.
-const sum = 5
+const summed = 5
 
 // settled is after how many turns the start is over.
 const settled = 5
@@ -70,7 +70,7 @@ func (h *health) run(ctx context.Context, n notifier) {
 				h.a.log.Debug("memory could not be given back", "error", err)
 			}
 		}
-		if i%sum == 0 {
+		if i%summed == 0 {
 			if s := h.summary(); s != line {
 				line = s
 				n.say("STATUS=" + s)
