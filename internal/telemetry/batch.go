@@ -9,10 +9,11 @@ import (
 	"slices"
 )
 
-// The stored form of a batch, version 1. All integers are varints as in
-// encoding/binary; "zigzag" marks the signed ones.
+// The stored form of a batch, version 2. All integers are varints as in
+// encoding/binary; "zigzag" marks the signed ones. Version 1 is the same
+// without the forms from 10 on.
 //
-//	version   byte       1
+//	version   byte       2
 //	catalog   4 bytes    what Catalog.Hash says, as bytes
 //	flags     byte       bit 0: the clock was synchronised
 //	boot      uvarint    kernel boot of all stamps
@@ -48,7 +49,20 @@ import (
 //	7 bool    bits, least significant first, filled up to a byte
 //	8 text    0: as the previous; else uvarint length + 1, bytes
 //	9 mixed   kind (byte), decimals (byte), then uvarint bits, or for texts uvarint length, bytes
-const batchVersion = 1
+//
+// and the packed ones of Int, Uint, Float32 and Float64:
+//
+//	10 - 13   head (byte: bits 0 to 5 k, bit 6 decimals follow, bit 7 a step follows),
+//	          decimals (byte, else those of the packed column before, at first 0; 255: a
+//	          float's number is its bits), step (zigzag, else 0), first number (zigzag), then
+//	          for each further cell x = zigzag of the difference to the previous number less
+//	          step: x >> k ones, a zero, the low k bits of x; where x >> k is 16 or more, 16
+//	          ones, n - 1 in six bits, the low n bits of x. Bits go into bytes from the least
+//	          significant on, low bits first; the last byte is filled up
+const (
+	batchVersion = 2
+	firstVersion = 1
+)
 
 const (
 	formNone byte = iota
@@ -61,6 +75,10 @@ const (
 	formBool
 	formText
 	formMixed
+	formPackedInt
+	formPackedUint
+	formPackedF32
+	formPackedF64
 	forms
 )
 
@@ -76,11 +94,20 @@ type Batch struct {
 
 	tables Tables // what DecodeBatch read
 	arena  []Reading
+	plans  []plan // scratch of AppendBatch
+	nums   []uint64
+	exact  []uint64
 }
 
 // stretch is a table under construction.
 type stretch struct {
 	rows []int // indexes of groups
+}
+
+// plan is how a column is written.
+type plan struct {
+	form, dec byte
+	packing
 }
 
 // AppendBatch appends the stored form of b to dst. The stamps of all groups
@@ -111,7 +138,7 @@ func AppendBatch(dst []byte, b *Batch) ([]byte, error) {
 	dst = binary.AppendUvarint(dst, uint64(len(stretches)))
 	previous := int64(0)
 	for _, s := range stretches {
-		dst, previous = appendStretch(dst, b.Groups, s.rows, at.Wall, previous)
+		dst, previous = b.appendStretch(dst, s.rows, at.Wall, previous)
 	}
 	return dst, nil
 }
@@ -151,7 +178,8 @@ func samePoints(a, b []Reading) bool {
 	return true
 }
 
-func appendStretch(dst []byte, groups []Group, rows []int, t0, previous int64) ([]byte, int64) {
+func (b *Batch) appendStretch(dst []byte, rows []int, t0, previous int64) ([]byte, int64) {
+	groups := b.Groups
 	head := groups[rows[0]].Readings
 	first := int64(head[0].Point)
 	dst = binary.AppendUvarint(dst, uint64(len(head)))
@@ -183,27 +211,50 @@ func appendStretch(dst []byte, groups []Group, rows []int, t0, previous int64) (
 		last = groups[r].At.Wall
 	}
 	dst = appendMarks(dst, groups, rows)
+	b.plans = b.plans[:0]
+	var p plan
+	packedDec := byte(0) // of the packed column before
+	for c := range head {
+		p = b.plan(rows, c, p, packedDec)
+		b.plans = append(b.plans, p)
+		if p.form >= formPackedInt {
+			packedDec = p.dec
+		}
+	}
+	packedDec = 0
 	for c := 0; c < len(head); {
-		form, dec := columnForm(groups, rows, c)
+		p := b.plans[c]
 		n := 1
-		for c+n < len(head) {
-			f, d := columnForm(groups, rows, c+n)
-			if f != form || d != dec {
-				break
-			}
+		for c+n < len(head) && b.plans[c+n].shares(p) {
 			n++
 		}
 		dst = binary.AppendUvarint(dst, uint64(n))
-		dst = append(dst, form)
-		if form == formInt || form == formUint {
-			dst = append(dst, dec)
+		dst = append(dst, p.form)
+		if p.form == formInt || p.form == formUint {
+			dst = append(dst, p.dec)
 		}
-		for i := c; i < c+n; i++ {
-			dst = appendColumn(dst, groups, rows, i, form)
+		for ; n > 0; n-- {
+			p := &b.plans[c]
+			if p.form < formPackedInt {
+				dst = appendColumn(dst, groups, rows, c, p.form)
+			} else {
+				b.gather(rows, c)
+				nums := b.nums
+				if kind := p.form - formPackedInt + byte(Int); kind >= byte(Float32) && p.dec != packBits {
+					mantissas(nums, nums, p.dec, Kind(kind))
+				}
+				dst = appendPacked(dst, nums, p.packing, p.dec, packedDec)
+				packedDec = p.dec
+			}
+			c++
 		}
-		c += n
 	}
 	return dst, first
+}
+
+// shares tells whether columns of both plans can stand in one run.
+func (p plan) shares(o plan) bool {
+	return p.form == o.form && (p.dec == o.dec || p.form >= formPackedInt)
 }
 
 type mark struct {
@@ -254,54 +305,110 @@ func appendMarks(dst []byte, groups []Group, rows []int) []byte {
 	return slices.Insert(dst, at, binary.AppendUvarint(nil, runs)...)
 }
 
-// columnForm chooses how a column is written: by the kind that all its
-// values share, and for floats by what is shorter.
-func columnForm(groups []Group, rows []int, c int) (form, dec byte) {
-	kind := None
+// gather brings the values of a column into b.nums. same is false if they are
+// of several kinds or decimals, or texts.
+func (b *Batch) gather(rows []int, c int) (kind Kind, dec byte, same bool) {
+	nums := b.nums[:0]
 	for _, r := range rows {
-		v := &groups[r].Readings[c].Value
+		v := &b.Groups[r].Readings[c].Value
 		switch {
 		case v.kind == None:
+			continue
 		case kind == None:
 			kind, dec = v.kind, v.dec
 		case v.kind != kind || v.dec != dec:
-			return formMixed, 0
+			return kind, 0, false
 		}
+		nums = append(nums, v.num)
+	}
+	b.nums = nums
+	return kind, dec, true
+}
+
+// plan chooses how a column is written: by the kind that all its values
+// share, and for numbers by what is shorter, the cost of a new run of columns
+// included. before is the plan of the column before, packedDec the decimals
+// of the last packed one.
+func (b *Batch) plan(rows []int, c int, before plan, packedDec byte) plan {
+	kind, dec, same := b.gather(rows, c)
+	switch {
+	case !same:
+		return plan{form: formMixed}
+	case kind == None:
+		return plan{form: formNone}
+	case kind == Bool:
+		return plan{form: formBool}
+	case kind == Text:
+		return plan{form: formText}
+	}
+	nums := b.nums
+	best, size := varints(nums, kind, dec)
+	if len(nums) < packFrom {
+		return best
+	}
+	if !best.shares(before) {
+		size += newRun
+	}
+	try := func(nums []uint64, dec byte) {
+		p := plan{form: formPackedInt + byte(kind-Int), dec: dec}
+		n := 0
+		p.packing, n = pack(nums)
+		if dec != packedDec {
+			n += 8
+		}
+		if !p.shares(before) {
+			n += newRun
+		}
+		if n < size {
+			best, size = p, n
+		}
+	}
+	if kind == Int || kind == Uint {
+		try(nums, dec)
+		return best
+	}
+	try(nums, packBits)
+	if dec, ok := decimals(nums, kind); ok {
+		b.exact = append(b.exact[:0], nums...)
+		mantissas(b.exact, nums, dec, kind)
+		try(b.exact, dec)
+	}
+	return best
+}
+
+// varints chooses how numbers are written as varints, and tells how many bits
+// that takes.
+func varints(nums []uint64, kind Kind, dec byte) (p plan, size int) {
+	plain, reversed, last := 0, 0, uint64(0)
+	for _, x := range nums {
+		if kind == Int {
+			plain += lenUvarint(zigzag(x - last))
+		} else {
+			plain += lenUvarint(x ^ last)
+		}
+		switch kind {
+		case Float32:
+			reversed += lenUvarint(uint64(bits.ReverseBytes32(uint32(x ^ last))))
+		case Float64:
+			reversed += lenUvarint(bits.ReverseBytes64(x ^ last))
+		}
+		last = x
 	}
 	switch kind {
-	case Bool:
-		return formBool, 0
 	case Int:
-		return formInt, dec
+		p = plan{form: formInt, dec: dec}
 	case Uint:
-		return formUint, dec
-	case Text:
-		return formText, 0
-	case Float32, Float64:
-		plain, reversed := 0, 0
-		var last uint64
-		for _, r := range rows {
-			if v := &groups[r].Readings[c].Value; v.kind != None {
-				x := v.num ^ last
-				plain += bits.Len64(x|1) + 6
-				if kind == Float32 {
-					reversed += bits.Len32(bits.ReverseBytes32(uint32(x))|1) + 6
-				} else {
-					reversed += bits.Len64(bits.ReverseBytes64(x)|1) + 6
-				}
-				last = v.num
-			}
-		}
-		form = formF32
-		if kind == Float64 {
-			form = formF64
-		}
-		if reversed < plain {
-			form++
-		}
-		return form, 0
+		p = plan{form: formUint, dec: dec}
+	case Float32:
+		p = plan{form: formF32}
+	case Float64:
+		p = plan{form: formF64}
 	}
-	return formNone, 0
+	if kind >= Float32 && reversed < plain {
+		p.form++
+		plain = reversed
+	}
+	return p, 8 * plain
 }
 
 func appendColumn(dst []byte, groups []Group, rows []int, c int, form byte) []byte {

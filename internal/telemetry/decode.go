@@ -42,8 +42,8 @@ func DecodeBatch(src []byte, b *Batch) error {
 func (t *Tables) Decode(src []byte) error {
 	t.empty()
 	d := decoder{src: src, t: t}
-	if v := d.byte(); v != batchVersion {
-		return fmt.Errorf("%w: version %d, this program reads %d", ErrBatch, v, batchVersion)
+	if v := d.byte(); v < firstVersion || v > batchVersion {
+		return fmt.Errorf("%w: version %d, this program reads %d to %d", ErrBatch, v, firstVersion, batchVersion)
 	}
 	var hash [2 * hashLen]byte
 	hex.Encode(hash[:], d.bytes(hashLen))
@@ -209,6 +209,7 @@ func (d *decoder) stretch(t0, previous int64) int64 {
 	}
 	d.marks(&h)
 	t.nums = slices.Grow(t.nums, h.rows*cols)[:h.cell+h.rows*cols]
+	packedDec := byte(0)
 	for c := 0; c < cols && d.err == nil; {
 		n := d.uvarint()
 		form := d.byte()
@@ -217,6 +218,17 @@ func (d *decoder) stretch(t0, previous int64) int64 {
 			return 0
 		}
 		x := column{kind: formKinds[form]}
+		if form >= formPackedInt {
+			for range n {
+				packedDec = d.packed(&h, c, x.kind, packedDec)
+				if x.dec = 0; x.kind == Int || x.kind == Uint {
+					x.dec = packedDec
+				}
+				t.columns = append(t.columns, x)
+				c++
+			}
+			continue
+		}
 		if x.kind == Int || x.kind == Uint {
 			if x.dec = d.byte(); x.dec > MaxDecimals {
 				d.fail("bad decimals")
@@ -235,7 +247,8 @@ func (d *decoder) stretch(t0, previous int64) int64 {
 
 // formKinds says how the cells of a form are held.
 var formKinds = [forms]Kind{formInt: Int, formUint: Uint, formF32: Float32, formF32R: Float32, formF64: Float64, formF64R: Float64,
-	formBool: Bool, formText: kept, formMixed: kept}
+	formBool: Bool, formText: kept, formMixed: kept,
+	formPackedInt: Int, formPackedUint: Uint, formPackedF32: Float32, formPackedF64: Float64}
 
 // marks reads the marks of a table. They come by rows and are kept by columns.
 func (d *decoder) marks(h *head) {

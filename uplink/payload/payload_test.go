@@ -334,7 +334,7 @@ func TestSizeBudget(t *testing.T) {
 		shape string
 		zip   bool
 		most  float64
-	}{{"records", false, 22}, {"columns", false, 7}, {"columns", true, 2}, {"packed", false, 1.5},
+	}{{"records", false, 22}, {"columns", false, 7}, {"columns", true, 2}, {"packed", false, 0.7},
 		{"influx", false, 22}, {"senml-json", false, 60}, {"senml-cbor", false, 30}} {
 		out := mustData(t, x.shape, b, c, asWall, false)
 		if x.zip {

@@ -106,6 +106,12 @@ func wild(rng *rand.Rand, c *telemetry.Catalog) *telemetry.Batch {
 	unsure := rng.IntN(2) == 0
 	b := &telemetry.Batch{Catalog: c.Hash(), Boot: 3, Synced: !unsure}
 	at := int64(t0)
+	ways, wild := make([]func() telemetry.Value, 7), rng.IntN(2) == 0
+	for p := range ways {
+		if ways[p] = value; !wild {
+			ways[p] = course(rng)
+		}
+	}
 	for range 1 + rng.IntN(40) {
 		at += rng.Int64N(3000)
 		// One device a group, a run of its points, sometimes in another order.
@@ -117,7 +123,7 @@ func wild(rng *rand.Rand, c *telemetry.Catalog) *telemetry.Batch {
 		}
 		g := telemetry.Group{At: clock.Stamp{Wall: at, Mono: at - t0 + 5, Boot: 3, Synced: !unsure}}
 		for _, p := range points {
-			r := telemetry.Reading{Point: p, Value: value()}
+			r := telemetry.Reading{Point: p, Value: ways[p]()}
 			switch rng.IntN(6) {
 			case 0:
 				r = bad(p, telemetry.Comm, telemetry.CauseException+telemetry.Cause(rng.IntN(256)))
@@ -131,6 +137,37 @@ func wild(rng *rand.Rand, c *telemetry.Catalog) *telemetry.Batch {
 		b.Groups = append(b.Groups, g)
 	}
 	return b
+}
+
+// course is how a point goes that keeps its kind.
+func course(rng *rand.Rand) func() telemetry.Value {
+	x, way := 2000*rng.NormFloat64(), rng.IntN(9)
+	return func() telemetry.Value {
+		x += rng.NormFloat64()
+		switch way {
+		case 0:
+			return telemetry.IntValue(int64(10*x), 1)
+		case 1:
+			x += 50
+			return telemetry.IntValue(int64(100*x), 2)
+		case 2:
+			return telemetry.UintValue(1<<63+uint64(int64(x)), 2)
+		case 3:
+			return telemetry.Float32Value(float32(math.Round(100*x) / 100))
+		case 4:
+			return telemetry.Float32Value(float32(x))
+		case 5:
+			return telemetry.Float64Value(math.Round(1000*x) / 1000)
+		case 6:
+			return telemetry.Float64Value(x)
+		case 7:
+			return telemetry.BoolValue(x > 0)
+		}
+		if rng.IntN(10) == 0 {
+			return telemetry.IntValue(int64(rng.Uint64()), 0)
+		}
+		return telemetry.IntValue(5, 0)
+	}
 }
 
 // block returns the n-th code block of a language in a page of docs.
