@@ -115,16 +115,8 @@ func (l *Line) Scan(ctx context.Context, most time.Duration, o ScanOptions, say 
 			o.Likely = append(o.Likely, id)
 		}
 	}
-	if o.MBus && len(o.Lines) == 0 && l.at.serial {
-		o.Lines = append([]string{l.settings()}, meterLines...)
-	}
 	if len(o.Lines) == 0 && l.at.serial {
-		o.Lines = []string{l.settings()}
-		if o.Deep {
-			o.Lines = append(o.Lines, deepLines()...)
-		} else {
-			o.Lines = append(o.Lines, usualLines...)
-		}
+		o.Lines = append([]string{l.settings()}, o.settings()...)
 	}
 	fail := func(err error) (*ScanResult, error) {
 		return &ScanResult{Connect: l.opt.Connect}, &Error{Line: l.name, Op: "scan", Code: "request", Err: fmt.Errorf("%w: %w", ErrRequest, err)}
@@ -139,6 +131,7 @@ func (l *Line) Scan(ctx context.Context, most time.Duration, o ScanOptions, say 
 		return &s.res, err
 	}
 	defer back()
+	s.most = most
 	l.farewell()
 	l.hangUp(nil)
 	err = s.run(ctx)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,15 +31,22 @@ const (
 	meterRefuses             // a sound frame without data that can be read
 )
 
+// meterWalk is how long asking all primary addresses may take at a setting at
+// which nobody answered a call to all: 2400 and 9600 baud take a minute, 300
+// baud six.
+const meterWalk = 2 * time.Minute
+
 // scanMeters looks for meters on an M-Bus: at which settings anything answers
 // when all are called, a segment may have several; at each of them by primary
 // address, then by secondary address, digit for digit where several answer at
-// once. It sends what initialises the link, selects and asks for data, and
+// once. Not every meter answers to 254, so the primary addresses are asked at
+// the other settings as well, after those, where that is no matter of many
+// minutes. It sends what initialises the link, selects and asks for data, and
 // nothing that changes a meter.
 func (s *scan) scanMeters(ctx context.Context) error {
 	settings := max(len(s.modes), 1)
 	s.res.Tried, s.res.Asked = len(s.modes), len(s.o.IDs)
-	var heard []int
+	var heard, rest []int
 	for i := range settings {
 		if err := s.setMeterLine(i, settings); err != nil {
 			return err
@@ -49,28 +57,66 @@ func (s *scan) scanMeters(ctx context.Context) error {
 		}
 		if there {
 			heard = append(heard, i)
+		} else {
+			rest = append(rest, i)
 		}
-	}
-	if len(heard) == 0 {
-		heard = []int{0} // not every meter answers to 254
+		if len(s.modes) > 0 {
+			s.res.NotAsked = append(s.res.NotAsked, ScanRest{s.names[i], s.walkTime(s.modes[i].char())})
+		}
 	}
 	defer s.meterLine()
 	for _, i := range heard {
-		at := ""
-		if len(s.modes) > 0 {
-			if err := s.set(s.modes[i]); err != nil {
-				return err
-			}
-			at = s.names[i]
-		}
-		if err := s.primary(ctx, at); err != nil {
-			return err
-		}
-		if err := s.secondary(ctx, at); err != nil {
+		if err := s.metersAt(ctx, i); err != nil {
 			return err
 		}
 	}
+	asked := len(heard)
+	for _, i := range rest {
+		if !s.o.Deep && !s.affords(i) {
+			continue
+		}
+		if err := s.metersAt(ctx, i); err != nil {
+			return err
+		}
+		asked++
+	}
+	if asked == 0 {
+		return s.metersAt(ctx, 0)
+	}
 	return nil
+}
+
+// metersAt looks for meters at one of the settings.
+func (s *scan) metersAt(ctx context.Context, i int) error {
+	at := ""
+	if len(s.modes) > 0 {
+		if err := s.set(s.modes[i]); err != nil {
+			return err
+		}
+		at = s.names[i]
+	}
+	if err := s.primary(ctx, at); err != nil {
+		return err
+	}
+	s.res.NotAsked = slices.DeleteFunc(s.res.NotAsked, func(r ScanRest) bool { return r.Line == at })
+	return s.secondary(ctx, at)
+}
+
+// walkTime is how long it takes to ask all primary addresses if none answers,
+// at this time for a character.
+func (s *scan) walkTime(char time.Duration) time.Duration {
+	quiet, wait := s.meterTimes(char)
+	return time.Duration(len(s.o.IDs)) * (quiet + 5*char + wait)
+}
+
+// affords says whether there is the time to ask all primary addresses at a
+// setting at which nobody was heard.
+func (s *scan) affords(i int) bool {
+	if len(s.modes) == 0 {
+		return true
+	}
+	d := s.walkTime(s.modes[i].char())
+	return d <= s.walk && (s.most == 0 || time.Since(s.began)+d <= s.most)
 }
 
 // meterLine chooses the setting at which most meters answer, the one tried
@@ -114,7 +160,11 @@ func selectMeters(mask []byte) []byte { return mbus.Long(mbus.SndUd, mbus.Select
 
 // primary asks all primary addresses.
 func (s *scan) primary(ctx context.Context, at string) error {
-	s.say(ScanStep{Text: meterStep("asking primary addresses", at), Of: len(s.o.IDs)})
+	text := meterStep("asking primary addresses", at)
+	if s.w.char > 0 {
+		text += fmt.Sprintf(", %.0f s", math.Ceil(s.walkTime(s.w.char).Seconds()))
+	}
+	s.say(ScanStep{Text: text, Of: len(s.o.IDs)})
 	for i, id := range s.o.IDs {
 		s.say(ScanStep{Done: i, Of: len(s.o.IDs)})
 		what, _, err := s.meterSays(ctx, mbus.Short(mbus.SndNke, byte(id)))
@@ -223,18 +273,23 @@ func judgeMeter(in []byte) (meterAnswer, *mbus.Telegram) {
 	return what, nil
 }
 
-// meterBytes sends a message and returns what is heard until it is quiet
-// again. Meters begin after 11 to 330 bit times and 50 ms (EN 13757-2).
-func (s *scan) meterBytes(msg []byte) (in []byte, err error) {
-	var buf [512]byte
-	wait := s.o.Timeout
-	if wait == 0 {
-		wait = 100*time.Millisecond + 30*s.w.char
+// meterTimes are the silence before a message, and how long an answer may take
+// to begin: meters need 11 to 330 bit times and 50 ms (EN 13757-2).
+func (s *scan) meterTimes(char time.Duration) (quiet, wait time.Duration) {
+	if wait = s.o.Timeout; wait == 0 {
+		wait = 100*time.Millisecond + 30*char
 		if len(s.modes) == 0 {
 			wait = scanWaitNet + 400*time.Millisecond // a serial server of unknown speed
 		}
 	}
-	quiet := max(30*time.Millisecond, 3*s.w.char)
+	return max(30*time.Millisecond, 3*char), wait
+}
+
+// meterBytes sends a message and returns what is heard until it is quiet
+// again.
+func (s *scan) meterBytes(msg []byte) (in []byte, err error) {
+	var buf [512]byte
+	quiet, wait := s.meterTimes(s.w.char)
 	for until := time.Now().Add(quiet); time.Now().Before(until); {
 		if _, err := s.w.st.ReadSome(buf[:], until); err != nil && !errors.Is(err, ErrTimeout) {
 			return nil, err

@@ -159,6 +159,101 @@ func TestMeterScanOdd(t *testing.T) {
 	}
 }
 
+// TestMeterPrimaryOnly: meters that do not answer when all are called are found
+// by their primary addresses at the other settings, too, unless that takes too
+// long, which is told.
+func TestMeterPrimaryOnly(t *testing.T) {
+	t.Parallel()
+	water, err := library(t).Get("mbus-water")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What asking units 1 to 3 takes with a timeout of 60 ms, by EN 13757-2:
+	// 5 characters of 11 bits each, and before them 3 characters, 30 ms at least.
+	const slow = "300 8E1 1.06"
+	on := func(t *testing.T, lines ...string) string {
+		b := &sim.MeterBus{}
+		for i, line := range lines {
+			m, err := b.Add(water, i+1, fmt.Sprintf("%d0000000", i+1), 1, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Wire, m.PrimaryOnly = sim.Wire{Only: line}, i > 0
+		}
+		master, path, err := sim.OpenPTY()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		served := make(chan error, 1)
+		go func() { served <- b.Serve(ctx, master) }()
+		t.Cleanup(func() { cancel(); master.Close(); <-served })
+		return "serial://" + path
+	}
+	for _, c := range []struct {
+		name string
+		set  func(*scan)
+		want string // units with their lines, then what was not asked
+	}{
+		{"time for all", nil, "1 2400 8E1; 2 9600 8E1; 3 300 8E1"},
+		{"too slow", func(s *scan) { s.walk = time.Second }, "1 2400 8E1; 2 9600 8E1; not " + slow},
+		{"lease", func(s *scan) { s.most = time.Millisecond }, "1 2400 8E1; not " + slow + "; not 9600 8E1 0.29"},
+		{"deep", func(s *scan) { s.walk, s.most, s.o.Deep = 1, time.Millisecond, true }, "1 2400 8E1; 2 9600 8E1; 3 300 8E1"},
+		{"nobody heard", func(s *scan) { s.walk, s.modes, s.names = 1, s.modes[1:], s.names[1:] }, "3 300 8E1; not 9600 8E1 0.29"},
+		{"one setting", func(s *scan) { s.walk, s.modes, s.names = 1, s.modes[2:], s.names[2:] }, "2 9600 8E1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			connect := on(t, "2400 8E1", "9600 8E1", "300 8E1")
+			at, err := parseConnect(connect)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := newScan(at, connect, ScanOptions{MBus: true, IDs: []int{1, 2, 3}, Timeout: 60 * time.Millisecond}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.set != nil {
+				c.set(s)
+			}
+			if err := s.run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, u := range s.res.Units {
+				got = append(got, fmt.Sprintf("%d %s", u.ID, strings.Join(u.Lines, ", ")))
+			}
+			slices.Sort(got)
+			for _, r := range s.res.NotAsked {
+				got = append(got, fmt.Sprintf("not %s %.2f", r.Line, r.Takes.Seconds()))
+			}
+			if g := strings.Join(got, "; "); g != c.want {
+				t.Errorf("%s\nwant %s", g, c.want)
+			}
+		})
+	}
+	t.Run("pause of the polls", func(t *testing.T) { // 30 addresses take 11 s at 300 baud
+		t.Parallel()
+		l := open(t, Options{Name: "bus", Connect: on(t, "2400 8E1"), Line: "2400 8E1", Devices: []Device{{Name: "water", Unit: 1, Every: time.Hour, Map: water}}})
+		var ids []int
+		for id := range 30 {
+			ids = append(ids, id+1)
+		}
+		r, err := l.Scan(t.Context(), 12*time.Second, ScanOptions{MBus: true, IDs: ids, Timeout: 60 * time.Millisecond}, func(s ScanStep) {
+			if strings.Contains(s.Text, "primary addresses at 300 8E1") {
+				t.Error(s.Text)
+			}
+		})
+		if err != nil || r.Tried != 3 || len(r.Units) != 1 || !slices.ContainsFunc(r.NotAsked, func(n ScanRest) bool { return n.Line == "300 8E1" }) {
+			t.Errorf("%+v, %v", r, err)
+		}
+	})
+	r := &ScanResult{MBus: true, Tried: 3, Asked: 251, NotAsked: []ScanRest{{"300 8E1", 375 * time.Second}}}
+	if e := r.Silence(); !strings.HasPrefix(e.Seen, "251 units asked at 2 line settings, all at once at 3 settings; ") || !strings.HasSuffix(e.Try, "\neach address at 300 8E1, 7 min: --baud 300 --mode 8E1") {
+		t.Errorf("%q, %q", e.Seen, e.Try)
+	}
+}
+
 // TestMeterScanSpeeds: a segment with meters of three speeds. Each is found at
 // its own, one that follows its master is listed once, and the setting of the
 // bus is the one at which most answer.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -248,7 +250,9 @@ func (r *ScanResult) Silence() *Error {
 	e := &Error{Op: "scan", Err: ErrTimeout}
 	n := r.Noise
 	asked := number(r.Asked, "unit") + " asked"
-	if r.Tried > 0 {
+	if n := len(r.NotAsked); n > 0 {
+		asked += " at " + number(r.Tried-n, "line setting") + ", all at once at " + number(r.Tried, "setting")
+	} else if r.Tried > 0 {
 		asked += " at " + number(r.Tried, "line setting")
 	}
 	noise := number(n.Bytes, "byte") + " while nobody sent"
@@ -270,6 +274,10 @@ func (r *ScanResult) Silence() *Error {
 		e.Seen = asked + "; " + noise
 		e.Likely = "1 the level converter has no power, or this is another port\n2 the meters have another speed   3 one of them short-circuits the bus"
 		e.Try = "measure the bus: 24 to 42 V between its wires; then other speeds:\n--baud 300,600,1200,2400,4800,9600 --mode 8E1"
+		for _, n := range r.NotAsked {
+			baud, mode, _ := strings.Cut(n.Line, " ")
+			e.Try += fmt.Sprintf("\neach address at %s, %.0f min: --baud %s --mode %s", n.Line, math.Ceil(n.Takes.Minutes()), baud, mode)
+		}
 	case r.Tried == 0 && r.Gateway:
 		e.Code, e.What = "unit-silent", r.Connect+": the gateway answers, no unit behind it does"
 		e.Seen = asked

@@ -50,6 +50,15 @@ type ScanResult struct {
 	Requests uint64        // reads that were sent
 	Took     time.Duration // in all
 	Cut      bool          // the time was over before the scan was
+	// NotAsked are the settings at which meters on an M-Bus were called all at
+	// once, and not at each of their primary addresses.
+	NotAsked []ScanRest
+}
+
+// ScanRest is what a scan has left out, and how long it would take.
+type ScanRest struct {
+	Line  string
+	Takes time.Duration
 }
 
 // ScanUnit is a unit that answered.
@@ -97,6 +106,17 @@ func CheckLine(settings ...string) error {
 	return nil
 }
 
+// settings are the line settings to try where none is named.
+func (o *ScanOptions) settings() []string {
+	switch {
+	case o.MBus:
+		return meterLines
+	case o.Deep:
+		return deepLines()
+	}
+	return usualLines
+}
+
 // deepLines are the usual settings, then all others of the usual speeds.
 func deepLines() []string {
 	out := UsualLines()
@@ -132,6 +152,8 @@ type scan struct {
 	w           wire
 	mode        lineMode
 	sent, heard time.Time     // the last message to meters, and its answer
+	most        time.Duration // after which the line is taken back; 0: never
+	walk        time.Duration // how long asking all primary addresses of an M-Bus may take at a setting at which nobody was heard
 	late        map[byte]bool // units whose answer came after its time
 	owed        []owed        // requests without an answer, the newest last
 	began       time.Time
@@ -175,7 +197,7 @@ func newScan(at endpoint, connect string, o ScanOptions, say func(ScanStep)) (*s
 	if at.kind == kindListen {
 		at.kind = kindRTU // whoever is on it is looked for
 	}
-	s := &scan{at: at, o: o, say: say, late: map[byte]bool{}}
+	s := &scan{at: at, o: o, say: say, walk: meterWalk, late: map[byte]bool{}}
 	s.res.Connect = connect
 	s.w = wire{kind: at.kind, pk: packager(at.kind, 1), stray: func(f frame, _ time.Time) { s.late[f.unit] = true }}
 	s.open = func(ctx context.Context, m lineMode) (stream, error) {
@@ -188,9 +210,6 @@ func newScan(at endpoint, connect string, o ScanOptions, say func(ScanStep)) (*s
 		return dialTCP(ctx, at.addr, 3*time.Second)
 	}
 	if s.res.MBus = o.MBus; o.MBus {
-		if len(s.o.Lines) == 0 {
-			s.o.Lines = meterLines
-		}
 		if err := s.setLines(); err != nil {
 			return nil, err
 		}
@@ -217,12 +236,8 @@ func (s *scan) setLines() error {
 		return nil
 	}
 	names := s.o.Lines
-	switch {
-	case len(names) > 0:
-	case s.o.Deep:
-		names = deepLines()
-	default:
-		names = usualLines
+	if len(names) == 0 {
+		names = s.o.settings()
 	}
 	for _, n := range names {
 		m, err := parseLine(n)

@@ -54,7 +54,10 @@ profiles that nothing parts are listed together.
 
 With --mbus all meters are called at 2400, 300 and 9600 baud (8E1); at each
 speed where one answers, the primary addresses are asked, then the secondary
-ones are found digit for digit. Meters are initialised, selected and asked, never set.
+ones are found digit for digit. A meter may not answer to such a call: the
+primary addresses are asked at the other speeds, too, except where that takes
+more than two minutes, which is said. Meters are initialised, selected and
+asked, never set.
 
 While the agent has the port, it does the scan: its polls of that bus pause,
 for --pause at most, and go on when the scan ends or is broken off.
@@ -92,7 +95,7 @@ func (a *app) scan(ctx context.Context, targets []string, f *scanFlags) error {
 	if q.IDs, err = parseIDs(f.ids); err != nil {
 		return err
 	}
-	if q.Lines, err = scanLines(f.bauds, f.modes); err != nil {
+	if q.Lines, err = scanLines(f.bauds, f.modes, f.mbus); err != nil {
 		return err
 	}
 	if len(targets) == 0 {
@@ -248,8 +251,15 @@ func fields(list string) []string {
 	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
-// scanLines makes line settings of speeds and formats; none if neither is given.
-func scanLines(speeds, formats string) ([]string, error) {
+// scanLines makes line settings of speeds and formats; none if neither is
+// given. What is not given is what devices come with: meters on an M-Bus have
+// 8E1 (EN 13757-2).
+func scanLines(speeds, formats string, mbus bool) ([]string, error) {
+	usual := driver.UsualLines()
+	allBauds, allModes := []int{9600, 19200, 38400, 57600, 115200, 4800, 2400, 1200}, []string{"8N1", "8E1", "8O1", "8N2"}
+	if mbus {
+		usual, allBauds, allModes = nil, []int{2400, 300, 9600}, []string{"8E1"}
+	}
 	var bauds []int
 	for _, s := range fields(speeds) {
 		n, err := strconv.Atoi(s)
@@ -263,18 +273,18 @@ func scanLines(speeds, formats string) ([]string, error) {
 		return nil, nil
 	}
 	var out []string
-	for _, usual := range driver.UsualLines() { // likely ones first
-		baud, mode, _ := strings.Cut(usual, " ")
+	for _, line := range usual { // likely ones first
+		baud, mode, _ := strings.Cut(line, " ")
 		n, _ := strconv.Atoi(baud)
 		if (len(bauds) == 0 || slices.Contains(bauds, n)) && (len(modes) == 0 || slices.ContainsFunc(modes, func(m string) bool { return strings.EqualFold(m, mode) })) {
-			out = append(out, usual)
+			out = append(out, line)
 		}
 	}
 	if len(bauds) == 0 {
-		bauds = []int{9600, 19200, 38400, 57600, 115200, 4800, 2400, 1200}
+		bauds = allBauds
 	}
 	if len(modes) == 0 {
-		modes = []string{"8N1", "8E1", "8O1", "8N2"}
+		modes = allModes
 	}
 	for _, b := range bauds {
 		for _, m := range modes {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -30,8 +31,9 @@ func (p *progress) show(e status.ScanEvent) {
 	case e.Text != "" && e.Of > 0 && strings.HasPrefix(e.Text, "asking ") && e.Done > 0 && !p.live:
 		p.text = e.Text // one of the settings: a line every ten seconds is enough
 	case e.Text != "":
-		p.note(e.Text)
-		p.text = e.Text
+		if p.note(e.Text); e.Of > 0 {
+			p.text = e.Text // what is counted from here on
+		}
 		return
 	}
 	if e.Of == 0 {
@@ -134,6 +136,14 @@ func printScan(w io.Writer, target string, r *status.Scan) {
 	}
 	if r.Cut {
 		fmt.Fprintln(w, "the time was over before the scan was: there may be more (--pause 5m)")
+	}
+	for _, n := range r.NotAsked {
+		minutes, pause := math.Ceil(n.Seconds/60), ""
+		if r.Bus != "" {
+			pause = fmt.Sprintf(" --pause %.0fm", minutes+1)
+		}
+		baud, mode, _ := strings.Cut(n.Line, " ")
+		fmt.Fprintf(w, "not each address was asked at %s, which takes %.0f min:\n  tidegate scan %s --mbus --baud %s --mode %s%s\n", n.Line, minutes, target, baud, mode, pause)
 	}
 	switch {
 	case len(r.Units) > 0 && r.MBus:

@@ -48,7 +48,8 @@ another setting is not understood. --line '300 8E1@5' is for the meter with
 this address on an M-Bus alone. --fault KIND[:VALUE][:SHARE][@UNIT] makes
 answers go wrong: silent, late:300ms, garble:0.01, exception:2, noise, short,
 split, echo, doubled, other-unit, other-function, other-count, wrong-id,
-hangup. It runs until it is stopped.`,
+hangup; primary-only@UNIT is of a meter that answers to nothing else than its
+primary address. It runs until it is stopped.`,
 		Args: atLeast(1, 247, "one or more profiles"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.sim(cmd.Context(), args, &f) },
 	}
@@ -182,16 +183,23 @@ func (a *app) simulate(args []string, f *simFlags) (*simulation, error) {
 		own[unit] = w
 	}
 	var rules []sim.Rule
+	alone := map[int]bool{} // meters that answer to their primary addresses alone; 0: all
 	for _, text := range f.faults {
 		r, err := sim.ParseRule(text)
 		if err != nil {
 			return nil, usage{err}
 		}
+		if r.Kind == sim.PrimaryOnly {
+			if alone[r.Unit] = true; !s.units[0].p.MBus() {
+				return nil, usage{fmt.Errorf("--fault %s: only meters on an M-Bus have two addresses", text)}
+			}
+			continue
+		}
 		rules = append(rules, r)
 	}
 	plan := sim.Rules(f.seed, rules...)
 	if s.units[0].p.MBus() {
-		return s, s.meters(f, plan, own)
+		return s, s.meters(f, plan, own, alone)
 	}
 	if s.units[0].p.Transport == "serial" {
 		if len(s.units) > 1 {
@@ -231,7 +239,7 @@ func (a *app) simulate(args []string, f *simFlags) (*simulation, error) {
 }
 
 // meters puts meters on an M-Bus.
-func (s *simulation) meters(f *simFlags, plan sim.Plan, own map[string]sim.Wire) error {
+func (s *simulation) meters(f *simFlags, plan sim.Plan, own map[string]sim.Wire, alone map[int]bool) error {
 	s.bus = &sim.MeterBus{Wire: s.wire, Plan: plan}
 	holds := map[int]func(point, value string) error{}
 	for i := range s.units {
@@ -249,7 +257,7 @@ func (s *simulation) meters(f *simFlags, plan sim.Plan, own map[string]sim.Wire)
 				delete(own, name)
 			}
 		}
-		u.Address = m.Address
+		u.Address, m.PrimaryOnly = m.Address, alone[0] || alone[u.Unit]
 		next := holds[u.Unit]
 		holds[u.Unit] = func(point, value string) error {
 			err := m.Hold(point, value)

@@ -8,12 +8,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"tidegate/internal/sim"
+	"tidegate/internal/status"
 )
 
 // TestSimPeers: mbpoll, which none of us wrote, reads and writes devices of
@@ -180,11 +182,50 @@ func TestScanSpeeds(t *testing.T) {
 	if n := strings.Count(devices, "profile: mbus-water"); n != 2 || strings.Contains(devices, "heat") {
 		t.Errorf("%d devices:\n%s", n, devices)
 	}
-	for _, args := range [][]string{{"mbus-water@1", "--line", "300 8E1@7"}, {"eastron-sdm630@1", "--line", "300 8E1@1"}, {"eastron-sdm630", "--at", "tcp:127.0.0.1"}} {
+	for _, args := range [][]string{{"mbus-water@1", "--line", "300 8E1@7"}, {"eastron-sdm630@1", "--fault", "primary-only@1"}, {"eastron-sdm630@1", "--line", "300 8E1@1"}, {"eastron-sdm630", "--at", "tcp:127.0.0.1"}} {
 		cmd := exec.Command(bin, append([]string{"sim", "--at", "serial:" + dir + "/none"}, args...)...)
 		if text, _ := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 64 {
 			t.Errorf("%v: exit code %d\n%s", args, cmd.ProcessState.ExitCode(), text)
 		}
+	}
+}
+
+// TestScanPrimaryOnly: a meter that answers to its primary address alone is
+// found at a speed at which nobody answers a call to all, and what takes too
+// long to be asked is said with the command for it.
+func TestScanPrimaryOnly(t *testing.T) {
+	t.Parallel()
+	bin, dir := buildBinary(t), t.TempDir()
+	startSim(t, bin, "mbus-water@1", "mbus-gas@2", "--at", "serial:"+dir+"/cellar",
+		"--line", "2400 8E1", "--line", "9600 8E1@2", "--fault", "primary-only@2")
+	for range 100 {
+		if _, err := os.Lstat(dir + "/cellar"); err == nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	text, err := exec.Command(bin, "scan", dir+"/cellar", "--mbus", "--ids", "1-2", "--timeout", "100ms").CombinedOutput()
+	plain := strings.Join(strings.Fields(string(text)), " ")
+	for _, want := range []string{"asking primary addresses at 300 8E1, 1 s", `2 \d+ ms telegram mbus-gas .*line: 9600 8E1`, "2 devices at 2400 8E1, 9600 8E1"} {
+		if err != nil || !regexp.MustCompile(want).MatchString(plain) {
+			t.Errorf("%v: no %s in\n%s", err, want, text)
+		}
+	}
+	var out strings.Builder
+	r := &status.Scan{MBus: true, Units: []status.ScanUnit{{ID: 1, Answer: "telegram"}}, NotAsked: []status.ScanRest{{Line: "300 8E1", Seconds: 375}}}
+	printScan(&out, "./cellar", r)
+	r.Bus = "cellar"
+	printScan(&out, "cellar", r)
+	for _, want := range []string{"300 8E1, which takes 7 min:\n  tidegate scan ./cellar --mbus --baud 300 --mode 8E1\n", "  tidegate scan cellar --mbus --baud 300 --mode 8E1 --pause 8m\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %s in\n%s", want, out.String())
+		}
+	}
+	if lines, err := scanLines("300", "", true); err != nil || !slices.Equal(lines, []string{"300 8E1"}) {
+		t.Errorf("--mbus --baud 300: %v, %v", lines, err)
+	}
+	if lines, err := scanLines("", "8n1", true); err != nil || !slices.Equal(lines, []string{"2400 8N1", "300 8N1", "9600 8N1"}) {
+		t.Errorf("--mbus --mode 8n1: %v, %v", lines, err)
 	}
 }
 

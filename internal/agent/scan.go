@@ -120,6 +120,9 @@ func scanOf(r *driver.ScanResult, bus string) *status.Scan {
 		s.Line.Baud, _ = strconv.Atoi(baud) // the driver wrote it
 		s.Line.Mode = mode
 	}
+	for _, n := range r.NotAsked {
+		s.NotAsked = append(s.NotAsked, status.ScanRest{Line: n.Line, Seconds: n.Takes.Round(time.Second).Seconds()})
+	}
 	for _, u := range r.Units {
 		out := status.ScanUnit{ID: u.ID, Address: u.Address, Lines: u.Lines, Answer: u.Answer, RTTMS: float64(u.RTT.Microseconds()) / 1000, Slow: u.Slow}
 		for i, m := range u.Matches {

@@ -31,11 +31,12 @@ const (
 	Doubled                 // the answer comes again Delay later
 	Short                   // the second half of the answer is missing
 	Hangup                  // the connection is closed instead of an answer; Silent on a serial line
+	PrimaryOnly             // no fault of an answer: see BusMeter
 )
 
 var faultNames = [...]string{"none", "silent", "late", "garbled", "split", "noise-before",
 	"noise-after", "other-unit", "other-function", "other-count", "echo", "wrong-id",
-	"exception", "doubled", "short", "hangup"}
+	"exception", "doubled", "short", "hangup", "primary-only"}
 
 // String returns the word for the kind, such as "late".
 func (k FaultKind) String() string {

@@ -35,6 +35,9 @@ type BusMeter struct {
 	Unit    int    // primary address
 	Address string // secondary address, 16 digits
 	Wire    Wire   // of this meter, if it has another speed than the bus
+	// PrimaryOnly is of a meter that answers neither when all are called nor
+	// when it is selected, but to its primary address.
+	PrimaryOnly bool
 
 	p        *profile.Profile
 	own      []byte // Address as it is sent
@@ -136,6 +139,8 @@ func (m *BusMeter) answers(now time.Time) ([][]byte, error) {
 // hear takes what the master sends; nil is no answer.
 func (m *BusMeter) hear(f mbus.Frame, now time.Time) []byte {
 	switch {
+	case m.PrimaryOnly && int(f.Address) != m.Unit:
+		return nil
 	case f.Long && f.CI == 0x52 && f.Address == mbus.Selected:
 		m.selected = len(f.Data) == 8 && mbus.Selects(f.Data, m.own)
 		if m.fcb, m.round = noFCB, nil; !m.selected {

@@ -47,6 +47,15 @@ type Scan struct {
 	Requests uint64       `json:"requests"`
 	Seconds  float64      `json:"seconds"`
 	Cut      bool         `json:"cut"` // the time was over before the scan was
+	// NotAsked are the settings at which meters on an M-Bus were called all at
+	// once, and not at each of their primary addresses.
+	NotAsked []ScanRest `json:"not_asked,omitempty"`
+}
+
+// ScanRest is a setting, and how long it takes to ask each address at it.
+type ScanRest struct {
+	Line    string  `json:"line"`
+	Seconds float64 `json:"seconds"`
 }
 
 // ScanLine is the line setting that answers and the noise on the line.
