@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -222,7 +223,16 @@ func (s *portStream) Close() error {
 
 func openError(path string, err error) *Error {
 	e := &Error{Op: "open", Code: "port-failed", What: "cannot open " + path, Err: fmt.Errorf("%w: %w", ErrGone, err)}
+	kind, likely := notSerial(path)
 	switch {
+	case errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EISDIR), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENXIO) && kind == "a socket":
+		e.Code = "not-serial"
+		e.What = path + " is no serial port"
+		e.Err = fmt.Errorf("%w: %w", ErrGone, ErrNotSerial)
+		e.Seen, e.Likely = "it is "+kind+"; ports here: "+portsHere(), likely
+		if e.Try = "tidegate scan lists the ports by the names that stay the same"; likely == likelyWritten {
+			e.Try = "remove the file and plug the adapter in again; " + e.Try
+		}
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV):
 		e.Code = "port-missing"
 		e.What = "serial port " + path + " is not there"
@@ -241,14 +251,39 @@ func openError(path string, err error) *Error {
 		e.Err = fmt.Errorf("%w: %w", ErrGone, ErrBusy)
 		e.Seen = portHolder(path)
 		e.Try = "stop that program, or let it ask through the running agent"
-	case errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EISDIR), errors.Is(err, unix.EINVAL):
-		e.Code = "not-serial"
-		e.What = path + " is no serial port"
-		e.Err = fmt.Errorf("%w: %w", ErrGone, ErrNotSerial)
 	default:
 		e.Seen = err.Error()
 	}
 	return e
+}
+
+// likelyWritten is how a file comes to the name of a port.
+const likelyWritten = "a program that runs as root wrote to this name while the adapter was away"
+
+// notSerial says what a path is that is no serial port, and how that comes.
+func notSerial(path string) (kind, likely string) {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return "gone", ""
+	}
+	switch fi.Mode().Type() {
+	case 0:
+		kind, likely = fmt.Sprintf("a file of %d bytes", fi.Size()), "the name of another file"
+		if strings.HasPrefix(path, "/dev/") {
+			likely = likelyWritten
+		}
+	case fs.ModeDir:
+		kind, likely = "a directory", "the name of the port is missing behind it"
+	case fs.ModeNamedPipe:
+		kind, likely = "a pipe", "a program that passes bytes on makes a pipe and not a pty"
+	case fs.ModeSocket:
+		kind, likely = "a socket", "a program that passes bytes on makes a socket and not a pty"
+	case fs.ModeDevice:
+		kind, likely = "a disk", "the name of another device"
+	default:
+		kind, likely = "a device without line settings", "the name of another device"
+	}
+	return kind, likely
 }
 
 // SetMode changes speed and format of the open port, after what was written

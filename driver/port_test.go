@@ -28,17 +28,37 @@ func TestOpenErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain := filepath.Join(t.TempDir(), "file")
-	os.WriteFile(plain, nil, 0o600)
-	for p, code := range map[string]string{path: "port-busy", plain: "not-serial", "/dev/null": "not-serial",
-		filepath.Join(t.TempDir(), "none"): "port-missing"} {
+	dir := t.TempDir()
+	plain, fifo, socket := filepath.Join(dir, "file"), filepath.Join(dir, "fifo"), filepath.Join(dir, "socket")
+	if err := errors.Join(os.WriteFile(plain, []byte("abc"), 0o600), unix.Mkfifo(fifo, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	for p, want := range map[string][2]string{ // code, and how what was seen begins
+		path: {"port-busy", ""}, filepath.Join(dir, "none"): {"port-missing", "ports here: "},
+		plain: {"not-serial", "it is a file of 3 bytes; ports here: "}, dir: {"not-serial", "it is a directory; "},
+		fifo: {"not-serial", "it is a pipe; "}, socket: {"not-serial", "it is a socket; "},
+		"/dev/null": {"not-serial", "it is a device without line settings; "},
+	} {
 		_, err := openPort(p, m, nil)
 		var e *Error
-		if !errors.As(err, &e) || e.Code != code || !errors.Is(err, ErrGone) {
-			t.Errorf("%s: got %v, want code %s", p, err, code)
-		} else {
-			t.Logf("%s: %v | %s", e.Code, e, e.Hint())
+		if !errors.As(err, &e) || e.Code != want[0] || !errors.Is(err, ErrGone) || !strings.HasPrefix(e.Seen, want[1]) {
+			t.Errorf("%s: got %v, want code and facts %q", p, err, want)
+		} else if e.Code == "not-serial" && (e.Likely == "" || e.Try == "" || strings.Count(e.Hint(), "\n") > 6) {
+			t.Errorf("%s: no hint, or one of more than 8 lines with the error:\n%s", p, e.Hint())
 		}
+	}
+	if f, err := os.CreateTemp("/dev/shm", "port"); err == nil { // where the names of devices are
+		_, err := openPort(f.Name(), m, nil)
+		if e := (*Error)(nil); !errors.As(err, &e) || e.Likely != likelyWritten || !strings.HasPrefix(e.Try, "remove the file") {
+			t.Errorf("%s: %v", f.Name(), err)
+		}
+		f.Close()
+		os.Remove(f.Name())
 	}
 	st.Close()
 	if _, err := st.ReadSome(make([]byte, 1), time.Now()); !errors.Is(err, ErrGone) {
