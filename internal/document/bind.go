@@ -167,9 +167,7 @@ func (b *binder) structure(n *node, e *entry, v reflect.Value, path string) {
 	}
 }
 
-func (n *node) has(key string) bool {
-	return slices.ContainsFunc(n.entries, func(e *entry) bool { return e.key == key || e.meant == key })
-}
+func (n *node) has(key string) bool { return n.keys[key] != nil }
 
 func (b *binder) notMapping(n *node, e *entry, path string, names []string) {
 	hint := ""
@@ -193,7 +191,8 @@ func (b *binder) notMapping(n *node, e *entry, path string, names []string) {
 // none: a misspelt key is bound all the same, so that what it holds is checked.
 func (b *binder) unknown(n *node, c *entry, names []string, path string) int {
 	if len(b.d.problems) >= maxProblems {
-		return -1 // nobody would hear of it, and a guess looks through the whole mapping
+		b.d.at(Problem{Code: CodeKey}, 0, 0, 0)
+		return -1 // nobody would hear what it may have meant
 	}
 	p := Problem{Path: join(path, c.key), Code: CodeKey, Msg: fmt.Sprintf("unknown key %q", c.key)}
 	free := slices.DeleteFunc(slices.Clone(names), n.has)
@@ -205,7 +204,7 @@ func (b *binder) unknown(n *node, c *entry, names []string, path string) int {
 	} else if home := b.home(c.key); home != "" {
 		p.Hint = fmt.Sprintf("%q belongs under %s", c.key, home)
 	} else if s := Nearest(c.key, free); s != "" {
-		p.Suggest, c.meant = s, s
+		p.Suggest, n.keys[s] = s, c
 		take = slices.Index(names, s)
 	} else if s := Nearest(c.key, names); s != "" {
 		p.Hint = fmt.Sprintf("%q is here already", s)

@@ -10,6 +10,7 @@
 package document
 
 import (
+	"fmt"
 	"regexp"
 	"slices"
 	"strconv"
@@ -50,7 +51,9 @@ type Document struct {
 	src      *source
 	root     *node
 	problems []Problem
-	broken   bool // a syntax error: some sections may be lost
+	left     int     // problems behind the first maxProblems
+	rest     Problem // what stands for them
+	broken   bool    // a syntax error: some sections may be lost
 }
 
 // Parse reads a file. It never returns nil and never panics: what is not
@@ -66,7 +69,8 @@ func Parse(file string, src []byte) *Document {
 // be lost and a missing key proves nothing.
 func (d *Document) Broken() bool { return d.broken }
 
-// Problems returns what was found so far, sorted by position.
+// Problems returns what was found so far, sorted by position: the first 500,
+// then one that says how many there are more.
 func (d *Document) Problems() []Problem {
 	out := slices.Clone(d.problems)
 	slices.SortStableFunc(out, func(a, b Problem) int {
@@ -75,6 +79,10 @@ func (d *Document) Problems() []Problem {
 		}
 		return a.Col - b.Col
 	})
+	if d.left > 0 {
+		d.rest.Msg = fmt.Sprintf("and %d more", d.left)
+		out = append(out, d.rest)
+	}
 	return out
 }
 
@@ -167,12 +175,15 @@ func (d *Document) report(path, code, msg, hint string, warning bool) {
 	}
 }
 
-// maxProblems is where a file that is no config at all stops being told so.
+// maxProblems is how many problems of a file are told one by one.
 const maxProblems = 500
 
 // at places a problem and keeps it.
 func (d *Document) at(p Problem, line, col, length int) {
 	if len(d.problems) >= maxProblems {
+		if d.left++; d.left == 1 || d.rest.Warning && !p.Warning {
+			d.rest = Problem{File: d.file, Code: p.Code, Warning: p.Warning}
+		}
 		return
 	}
 	p.File, p.src = d.file, d.src
@@ -185,18 +196,13 @@ func (d *Document) at(p Problem, line, col, length int) {
 func (d *Document) find(path string) (n *node, e *entry, rest string) {
 	n, rest = d.root, path
 	for rest != "" && n != nil {
-		var next *entry
-		var used int
-		for _, c := range n.entries {
-			for _, key := range []string{c.key, c.meant} {
-				if key != "" && len(key) > used && strings.HasPrefix(rest, key) &&
-					(len(rest) == len(key) || rest[len(key)] == '.' || rest[len(key)] == '[') {
-					next, used = c, len(key)
-				}
-			}
+		end := len(rest) // keys may hold dots: the longest counts
+		for end > 0 && (end < len(rest) && rest[end] != '.' && rest[end] != '[' || n.keys[rest[:end]] == nil) {
+			end--
 		}
-		if next != nil {
-			e, n, rest = next, next.value, strings.TrimPrefix(rest[used:], ".")
+		if end > 0 {
+			e = n.keys[rest[:end]]
+			n, rest = e.value, strings.TrimPrefix(rest[end:], ".")
 			continue
 		}
 		i, after, ok := index(rest)
@@ -254,14 +260,14 @@ type node struct {
 	line    int
 	col     int
 	length  int
-	entries []*entry // of a mapping, in file order
-	items   []*node  // of a sequence
+	entries []*entry          // of a mapping, in file order
+	keys    map[string]*entry // of them, also by what they meant
+	items   []*node           // of a sequence
 }
 
 // entry is one key of a mapping and its value.
 type entry struct {
 	key    string
-	meant  string // the known key that a misspelt key was taken for
 	hinted string // the known key that an unknown key was said to be
 	line   int
 	col    int

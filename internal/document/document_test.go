@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -422,4 +423,90 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestManyKeys: what reading a file allocates grows with its size, and not
+// with its square.
+func TestManyKeys(t *testing.T) { // not in parallel: what other tests allocate would count
+	keys := func(n int, indent string) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, "%sk%d: 1\n", indent, i)
+		}
+		return b.String()
+	}
+	const many = "more than 5000 keys in one mapping"
+	for _, c := range []struct{ name, src, want string }{
+		{"the whole file", keys(30_000, ""), many},
+		{"one more", keys(maxKeys+1, ""), many},
+		{"a section", "name: x\nitems:\n" + keys(30_000, "  "), many},
+		{"in a list", "items:\n  a:\n    - x: 1\n      b:\n" + keys(30_000, "        "), many},
+		{"in brackets", "items: {" + strings.ReplaceAll(keys(30_000, ""), "\n", ",\n ") + "}\n", "must be a mapping"},
+		{"a long list", "items:\n  a:\n" + strings.Repeat("    - k: 1\n", 30_000), "must be a mapping"},
+		{"many sections", sections(200, keys(100, "  ")), `unknown key "s0"`},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		d := Parse("x.yaml", []byte(c.src))
+		var v struct {
+			Items []struct {
+				Name string `yaml:"-"`
+			} `yaml:"items,keyed"`
+		}
+		d.Bind(&v)
+		runtime.ReadMemStats(&after)
+		if per := (after.TotalAlloc - before.TotalAlloc) / uint64(len(c.src)); per > 1000 {
+			t.Errorf("%s: %d bytes for each byte of the file", c.name, per)
+		}
+		if p := d.Problems(); len(p) == 0 || !strings.Contains(p[0].Msg, c.want) {
+			t.Errorf("%s: %+v", c.name, p[:min(len(p), 3)])
+		}
+	}
+	if d := Parse("x.yaml", []byte(keys(maxKeys, ""))); d.Broken() {
+		t.Errorf("%d keys: %+v", maxKeys, d.Problems())
+	}
+}
+
+func sections(n int, keys string) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "s%d:\n%s", i, keys)
+	}
+	return b.String()
+}
+
+// TestManyProblems: those behind the first 500 are counted, and one error among
+// them is one, whatever stands before it.
+func TestManyProblems(t *testing.T) {
+	t.Parallel()
+	var b strings.Builder
+	for i := range 700 {
+		fmt.Fprintf(&b, "k%d: 1\n", i)
+	}
+	last := func(d *Document) string {
+		p := d.Problems()
+		return fmt.Sprintf("%d %s %s %v", len(p), p[len(p)-1].Code, p[len(p)-1].Msg, p[len(p)-1].Warning)
+	}
+	d := Parse("x.yaml", []byte(b.String()))
+	var v struct {
+		Name string `yaml:"name"`
+	}
+	d.Bind(&v)
+	if got := last(d); got != "501 config-key and 200 more false" {
+		t.Error(got)
+	}
+	d = Parse("x.yaml", []byte(b.String()))
+	for i := range 600 {
+		d.Warn(fmt.Sprintf("k%d", i), CodeValue, "odd", "")
+	}
+	if got := last(d); got != "501 config-value and 100 more true" {
+		t.Error(got)
+	}
+	d.Report("k650", CodeMissing, "wrong", "")
+	if got := last(d); got != "501 config-missing and 101 more false" {
+		t.Error(got)
+	}
+	if text := d.Problems()[500].Text(); text != "x.yaml: error: and 101 more                                     [config-missing]\n" {
+		t.Errorf("%q", text)
+	}
 }

@@ -16,6 +16,9 @@ import (
 const (
 	maxDepth  = 64 // nested brackets, or list marks on one line
 	maxErrors = 8  // syntax errors reported for one file
+	// maxKeys is how many keys a mapping may have, one a line: the parser
+	// copies all that follow for each of them, and needs stack for each.
+	maxKeys = 5000
 )
 
 // parse fills d from src: checks what the parser cannot take, then parses;
@@ -46,7 +49,7 @@ func (d *Document) parse(src []byte) {
 			return
 		}
 		d.explain(bad)
-		if !blank(lines, bad.line) {
+		if bad.msg == tooManyKeys || !blank(lines, bad.line) {
 			return
 		}
 	}
@@ -76,6 +79,8 @@ type syntaxError struct {
 	origin    string // the text of the token, as it stands in the file
 }
 
+var tooManyKeys = fmt.Sprintf("more than %d keys in one mapping", maxKeys)
+
 // parseNodes runs the parser; a panic of it is a syntax error.
 func parseNodes(src string) (root *node, bad *syntaxError) {
 	defer func() {
@@ -85,6 +90,9 @@ func parseNodes(src string) (root *node, bad *syntaxError) {
 	}()
 	tokens := lexer.Tokenize(src)
 	if bad := tooDeep(tokens); bad != nil {
+		return nil, bad
+	}
+	if bad := tooMany(tokens); bad != nil {
 		return nil, bad
 	}
 	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
@@ -182,6 +190,45 @@ func tooDeep(tokens token.Tokens) *syntaxError {
 	return nil
 }
 
+// tooMany guards the parser against mappings that cost it more than a file may.
+func tooMany(tokens token.Tokens) *syntaxError {
+	type mapping struct{ col, keys int }
+	var open []mapping
+	brackets := 0
+	for i, t := range tokens {
+		switch t.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			brackets++
+		case token.SequenceEndType, token.MappingEndType:
+			brackets--
+		}
+		key := t
+		if t.Type == token.MappingValueType && i > 0 {
+			key = tokens[i-1]
+		} else if t.Type != token.SequenceEntryType {
+			continue
+		}
+		if brackets > 0 || key.Position == nil {
+			continue
+		}
+		for len(open) > 0 && open[len(open)-1].col > key.Position.Column {
+			open = open[:len(open)-1]
+		}
+		if t.Type == token.SequenceEntryType {
+			continue // what stands in the next item is another mapping
+		}
+		if len(open) == 0 || open[len(open)-1].col < key.Position.Column {
+			open = append(open, mapping{col: key.Position.Column})
+		}
+		if last := &open[len(open)-1]; last.keys < maxKeys {
+			last.keys++
+			continue
+		}
+		return &syntaxError{msg: tooManyKeys, line: key.Position.Line, col: key.Position.Column}
+	}
+	return nil
+}
+
 // blank empties the top-level section that holds line, so that the rest can
 // be parsed; false if nothing is left to try.
 func blank(lines []string, line int) bool {
@@ -232,6 +279,8 @@ func (d *Document) explain(e *syntaxError) {
 			at--
 		}
 		d.syntax(at, 1, 3, "a second document starts here", `one file holds one document; remove the "---"`)
+	case e.msg == tooManyKeys:
+		d.syntax(e.line, e.col, max(1, runes(key)), e.msg, "this does not look like a tidegate file")
 	case e.msg == "nested too deeply":
 		d.syntax(e.line, e.col, 1, "nested too deeply", "")
 	case strings.HasPrefix(e.msg, "mapping value is not allowed") && strings.Contains(strings.TrimSpace(e.origin), "\n"):
@@ -305,7 +354,9 @@ func (d *Document) refuse(n *node) {
 		n.kind = lost
 		return
 	}
-	seen := map[string]*entry{}
+	if len(n.entries) > 0 {
+		n.keys = make(map[string]*entry, len(n.entries))
+	}
 	kept := n.entries[:0]
 	for _, e := range n.entries {
 		if what, ok := strings.CutPrefix(e.key, refused); ok {
@@ -316,13 +367,13 @@ func (d *Document) refuse(n *node) {
 			d.syntax(e.line, e.col, e.length, "this key cannot be read as it stands", "is there a tab in it?")
 			continue
 		}
-		if first, ok := seen[e.key]; ok {
+		if first, ok := n.keys[e.key]; ok {
 			d.at(Problem{Code: CodeKey, Path: e.key, Msg: fmt.Sprintf("key %q is here twice", e.key),
 				Hint: fmt.Sprintf("the first one is in line %d; remove one", first.line)}, e.line, e.col, e.length)
 			d.refuse(e.value)
 			continue
 		}
-		seen[e.key] = e
+		n.keys[e.key] = e
 		kept = append(kept, e)
 		d.refuse(e.value)
 	}
