@@ -182,10 +182,22 @@ func TestScanSpeeds(t *testing.T) {
 	if n := strings.Count(devices, "profile: mbus-water"); n != 2 || strings.Contains(devices, "heat") {
 		t.Errorf("%d devices:\n%s", n, devices)
 	}
-	for _, args := range [][]string{{"mbus-water@1", "--line", "300 8E1@7"}, {"eastron-sdm630@1", "--fault", "primary-only@1"}, {"eastron-sdm630@1", "--line", "300 8E1@1"}, {"eastron-sdm630", "--at", "tcp:127.0.0.1"}} {
-		cmd := exec.Command(bin, append([]string{"sim", "--at", "serial:" + dir + "/none"}, args...)...)
-		if text, _ := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 64 {
-			t.Errorf("%v: exit code %d\n%s", args, cmd.ProcessState.ExitCode(), text)
+}
+
+// TestSimUsage: what sim cannot do is said before anything is made.
+func TestSimUsage(t *testing.T) {
+	t.Parallel()
+	bin, link := buildBinary(t), filepath.Join(t.TempDir(), "none")
+	for want, args := range map[string][]string{
+		"there is no unit 7": {"mbus-water@1", "--at", "serial:" + link, "--line", "300 8E1@7"},
+		"have a speed each":  {"eastron-sdm630@1", "--at", "rtu:" + link, "--line", "9600 8E1@1"},
+		"have two addresses": {"eastron-sdm630@1", "--at", "rtu:" + link, "--fault", "primary-only@1"},
+		"does not fit --at":  {"eastron-sdm630", "--at", "serial:" + link},
+		"names no port":      {"eastron-sdm630", "--at", "tcp:127.0.0.1"},
+	} {
+		cmd := exec.Command(bin, append([]string{"sim", "--for", "1s"}, args...)...)
+		if text, _ := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 64 || !strings.Contains(strings.Join(strings.Fields(string(text)), " "), want) {
+			t.Errorf("%v: exit code %d, not %q\n%s", args, cmd.ProcessState.ExitCode(), want, text)
 		}
 	}
 }
