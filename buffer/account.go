@@ -35,17 +35,22 @@ func (q *Queue) account(l Lane, clean, anew bool, before int64) error {
 	if !clean {
 		ln.given = max(ln.given, ln.reserved)
 	}
+	was := ln.done
 	if anew { // of what was done nobody knows any more which part was lost: all is told
-		was := ln.done
 		ln.done = ranges{}
 		here = *here.without(&was)
 	}
-	here.union(&ln.done)
-	if !anew {
-		if err := q.bringBack(l, &here, clean); err != nil {
+	if !anew || q.adrift != nil {
+		known := was.clone()
+		known.union(&here)
+		if err := q.bringBack(l, &known, clean); err != nil {
 			return err
 		}
+		for _, h := range ln.mem {
+			here.add(h.seq, h.seq)
+		}
 	}
+	here.union(&ln.done)
 	for _, h := range here.holes(1, ln.given) {
 		loss := Loss{Lane: l, From: h.a, To: h.b, Batches: int64(h.b - h.a + 1), Readings: -1, T0: before, T1: before, Why: WhyCorrupt}
 		if h.a > top || anew {

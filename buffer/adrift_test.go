@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -343,6 +344,57 @@ func TestAdriftMeetsAnother(t *testing.T) {
 		if before[name] != b {
 			t.Fatal(name, "was touched")
 		}
+	}
+	crash(q)
+}
+
+// TestBroughtBackAdrift: a batch whose commit did not finish is brought back
+// where nothing can be written, too, and stored when something can. What was
+// delivered is not.
+func TestBroughtBackAdrift(t *testing.T) {
+	dir, _ := mountSmall(t, "16m")
+	o := testOptions(t)
+	o.Dir = filepath.Join(dir, "buffer")
+	q := mustOpen(t, o)
+	for range 5 {
+		put(t, q, Data)
+	}
+	mustSync(t, q)
+	path := segmentFiles(t, o.Dir)[0]
+	old, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, q, Data)
+	mustSync(t, q)
+	q.Ack(Data, 5, 5)
+	mustClose(t, q)
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(old[:2*pageSize], 0); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	remount(t, dir, true)
+	tune := defaultTuning()
+	tune.retry = 0
+	if q, err = open(o, tune); err != nil {
+		t.Fatal(err)
+	}
+	want := []uint64{1, 2, 3, 4, 6}
+	if got := all(t, q, Data); !slices.Equal(got, want) {
+		t.Fatal(got, q.Losses())
+	}
+	remount(t, dir, false)
+	if err := q.Sync(0); err != nil {
+		t.Fatal(err)
+	}
+	crash(q)
+	q = mustOpen(t, o)
+	if got := all(t, q, Data); !slices.Equal(got, want) || lost(q, Data).has(6) {
+		t.Fatal(got, q.Losses())
 	}
 	crash(q)
 }
