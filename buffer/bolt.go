@@ -39,10 +39,12 @@ type boltFile struct {
 	last   time.Time // of the last commit
 }
 
-// appended prepares a file that has all its blocks for being appended to. Only
-// ext4 was seen to gain by zeros; where each write goes to a new place they
+// appended prepares a file that has all its blocks for being appended to. Its
+// commits write no list of free pages: bbolt finds them when it opens the file.
+// Only ext4 was seen to gain by zeros; where each write goes to a new place they
 // would be a loss.
 func (b *boltFile) appended(size int64) {
+	b.db.NoFreelistSync = true
 	b.hold = snapshots(size)
 	var st syscall.Statfs_t
 	if syscall.Fstatfs(int(b.file.Fd()), &st) == nil && st.Type == ext4Magic {

@@ -27,6 +27,7 @@ var goldens = []struct {
 	{"../testdata/queue/v1", 4096},
 	{"../testdata/queue/v1.1", 32768}, // with the file of the numbers
 	{"../testdata/queue/v1.2", 32768}, // with blocks of several records
+	{"../testdata/queue/v1.3", 32768}, // with the blocks in the root, and no list of free pages
 }
 
 // makeGolden writes a queue that has everything in it: both lanes, two data
@@ -218,6 +219,31 @@ func FuzzImage(f *testing.F) {
 		if err == nil && sum.lane == Data && n < sum.count {
 			// Every batch that a sound segment claims is found raw, unless its bytes are spoiled.
 			t.Skip()
+		}
+		if err != nil || sum.count == 0 {
+			return
+		}
+		// To go on in it bbolt looks for the free pages by itself, in a goroutine whose panic ends the process.
+		size := int64(len(b)) + 64*pageSize
+		db, err := openBolt(path, size, pageSize, nil)
+		if err != nil {
+			return
+		}
+		defer db.close()
+		db.db.NoSync, db.db.NoFreelistSync, db.hold = true, true, 2
+		for range 3 {
+			sum.last++
+			sum.count++
+			rec := make([]byte, recordHead+1)
+			(&envelope{lane: sum.lane, number: sum.last}).seal(rec)
+			if _, err := db.update(func(tx *bbolt.Tx) error {
+				return putBatches(tx, 1, func(int) (uint64, []byte, error) { return sum.last, rec, nil }, &sum, &ride{})
+			}); err != nil {
+				return
+			}
+		}
+		if _, _, err := inspect(path, nil); err != nil {
+			t.Fatal("spoiled by what came behind:", err)
 		}
 	})
 }

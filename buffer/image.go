@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"math"
 	"os"
 	"syscall"
 )
@@ -22,7 +23,7 @@ type image struct {
 	f    *os.File
 	size int64
 	root uint64 // page of the root bucket
-	free uint64 // page of the freelist
+	free uint64 // page of the freelist; noFreelist: it was not written
 	high uint64 // number of pages in use
 	txid uint64
 	seen map[uint64]bool // pages reached
@@ -42,6 +43,8 @@ const (
 	flagBranch = 0x01
 	flagLeaf   = 0x02
 	flagFree   = 0x10
+
+	noFreelist = math.MaxUint64
 
 	maxDepth = 16
 )
@@ -165,6 +168,27 @@ func (m *image) walk(ref bucketRef, visit func(key, value []byte, sub *bucketRef
 	}
 	_, err := m.node(ref.page, 0, nil, visit)
 	return err
+}
+
+// tail visits the keys of the last leaf of a bucket.
+func (m *image) tail(id uint64, visit func(key, value []byte, sub *bucketRef) error) error {
+	ne := binary.NativeEndian
+	for range maxDepth {
+		b, total, err := m.page(id, false)
+		if err != nil {
+			return err
+		}
+		if ne.Uint16(b[8:]) != flagBranch {
+			_, err = m.leaf(b, total, nil, visit)
+			return err
+		}
+		n := int(ne.Uint16(b[10:]))
+		if n == 0 || pageHead+n*elementSize > len(b) {
+			return damaged("branch page %d has %d elements", id, n)
+		}
+		id = ne.Uint64(b[pageHead+(n-1)*elementSize+8:])
+	}
+	return damaged("page %d is too deep", id)
 }
 
 func (m *image) node(id uint64, depth int, last []byte, visit func(key, value []byte, sub *bucketRef) error) ([]byte, error) {
@@ -301,6 +325,9 @@ func (m *image) records(ref bucketRef, key string, visit func(envelope) error) e
 // freelist checks that the free pages are none of those reached, so that
 // bbolt cannot write over a living page.
 func (m *image) freelist() error {
+	if m.free == noFreelist {
+		return nil
+	}
 	b, total, err := m.page(m.free, false)
 	if err != nil {
 		return err

@@ -390,40 +390,6 @@ const goldenKeyName = "43f34a0ff27a7648" // in the encrypted golden queue
 func TestGoldenEncrypted(t *testing.T) {
 	o := testOptions(t)
 	o.KeyFile = ""
-	if *update {
-		if err := os.MkdirAll(goldenEncrypted, 0o755); err != nil {
-			t.Fatal(err)
-		}
-		q := mustOpen(t, o)
-		for range 3 {
-			put(t, q, Data)
-		}
-		mustClose(t, q)
-		o.KeyFile = keyFile(t, 1)
-		q = mustOpen(t, o)
-		for range 5 {
-			put(t, q, Data)
-			put(t, q, Event)
-		}
-		q.Ack(Data, 2, 6)
-		mustClose(t, q)
-		for name := range files(t, o.Dir) {
-			if name == lockName {
-				continue
-			}
-			m, err := openImage(filepath.Join(o.Dir, name))
-			if err != nil {
-				t.Fatal(err)
-			}
-			b := make([]byte, m.high*pageSize)
-			readSome(m.f, b, 0)
-			m.close()
-			if err := os.WriteFile(filepath.Join(goldenEncrypted, name), b, 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		os.RemoveAll(o.Dir)
-	}
 	copyDir(t, goldenEncrypted, o.Dir)
 	o.KeyFile = keyFile(t, 1)
 	q := mustOpen(t, o)

@@ -19,8 +19,8 @@ import (
 // A segment is one bbolt file with batches of one lane. It is only ever
 // appended to; its commits carry the summary and a ride in the bucket "meta".
 const (
-	bucketMeta  = "meta"
-	bucketBatch = "batch"
+	bucketMeta  = "meta"  // behind all numbers
+	bucketBatch = "batch" // of the blocks, in segments of before v1.3
 	keySummary  = "s"
 	keyRide     = "r"
 	keyRecord   = "b"
@@ -145,20 +145,24 @@ func glance(path string) (sum summary, r *ride, size int64, err error) {
 	return sum, r, m.size, err
 }
 
-// heads reads summary and ride; batches, when set, is called with the bucket of batches.
-func (m *image) heads(batches func(ref bucketRef) error) (sum summary, r *ride, err error) {
+// heads reads summary and ride. With block it walks the whole segment, and
+// block is called for each key among the blocks.
+func (m *image) heads(block func(key, _ []byte, sub *bucketRef) error) (sum summary, r *ride, err error) {
 	if m.high == 4 { // as bbolt makes it: no transaction yet
 		return summary{}, &ride{}, nil
 	}
 	found := false
-	err = m.walk(bucketRef{page: m.root}, func(key, _ []byte, sub *bucketRef) error {
+	visit := func(key, _ []byte, sub *bucketRef) error {
 		switch {
 		case sub == nil:
 			return damaged("key %q", key)
-		case string(key) == bucketBatch && batches != nil:
-			return batches(*sub)
-		case string(key) != bucketMeta:
+		case string(key) == bucketMeta:
+		case block == nil:
 			return nil
+		case string(key) == bucketBatch:
+			return m.walk(*sub, block)
+		default:
+			return block(key, nil, sub)
 		}
 		return m.walk(*sub, func(k, v []byte, _ *bucketRef) (err error) {
 			switch string(k) {
@@ -170,7 +174,12 @@ func (m *image) heads(batches func(ref bucketRef) error) (sum summary, r *ride, 
 			}
 			return err
 		})
-	})
+	}
+	if block != nil {
+		err = m.walk(bucketRef{page: m.root}, visit)
+	} else {
+		err = m.tail(m.root, visit)
+	}
 	if err == nil && (!found || r == nil) {
 		err = damaged("no summary")
 	}
@@ -187,25 +196,23 @@ func inspect(path string, each func(number uint64, count int64)) (sum summary, h
 	defer m.close()
 	var n int64
 	var first, last uint64
-	sum, _, err = m.heads(func(ref bucketRef) error {
-		return m.walk(ref, func(key, _ []byte, sub *bucketRef) error {
-			if sub == nil || len(key) != 8 {
-				return damaged("key %x among the batches", key)
+	sum, _, err = m.heads(func(key, _ []byte, sub *bucketRef) error {
+		if sub == nil || len(key) != 8 {
+			return damaged("key %x among the batches", key)
+		}
+		next := binary.BigEndian.Uint64(key)
+		return m.records(*sub, keyRecord, func(e envelope) error {
+			if e.number <= last || next != 0 && e.number != next {
+				return damaged("batch %d behind %d under the key %x", e.number, last, key)
 			}
-			next := binary.BigEndian.Uint64(key)
-			return m.records(*sub, keyRecord, func(e envelope) error {
-				if e.number <= last || next != 0 && e.number != next {
-					return damaged("batch %d behind %d under the key %x", e.number, last, key)
-				}
-				if last, next = e.number, 0; n == 0 {
-					first = last
-				}
-				n++
-				if each != nil {
-					each(last, int64(e.count))
-				}
-				return nil
-			})
+			if last, next = e.number, 0; n == 0 {
+				first = last
+			}
+			n++
+			if each != nil {
+				each(last, int64(e.count))
+			}
+			return nil
 		})
 	})
 	if err == nil && m.high > 4 {
@@ -238,10 +245,7 @@ func (s *segment) read(q *Queue, number uint64) (Item, error) {
 	err := s.file.view(func(tx *bbolt.Tx) error {
 		var key [8]byte
 		binary.BigEndian.PutUint64(key[:], number)
-		b := tx.Bucket([]byte(bucketBatch))
-		if b == nil {
-			return errAbsent
-		}
+		b := blocksOf(tx)
 		c := b.Cursor()
 		k, _ := c.Seek(key[:])
 		if !bytes.Equal(k, key[:]) { // it stands behind the first of a block, if at all
@@ -270,6 +274,15 @@ func (s *segment) read(q *Queue, number uint64) (Item, error) {
 		return nil
 	})
 	return it, err
+}
+
+// blocksOf returns the bucket in which the blocks are: the root, so that a
+// commit writes a page less than with one of their own.
+func blocksOf(tx *bbolt.Tx) *bbolt.Bucket {
+	if b := tx.Bucket([]byte(bucketBatch)); b != nil {
+		return b
+	}
+	return tx.Cursor().Bucket()
 }
 
 // recordOf finds the record of a number in a block.
@@ -334,10 +347,7 @@ func putBatches(tx *bbolt.Tx, n int, record func(i int) (number uint64, rec []by
 	if err != nil {
 		return err
 	}
-	b, err := tx.CreateBucketIfNotExists([]byte(bucketBatch))
-	if err != nil {
-		return err
-	}
+	b := blocksOf(tx)
 	b.FillPercent = 0.95
 	var first uint64
 	var open []byte
@@ -458,7 +468,7 @@ func makeSegment(path string, size int64, log *slog.Logger) (*boltFile, error) {
 
 // snapshots is how many commits a segment keeps apart from later ones: as many
 // as settleFlushes may take, and no more than fit in a quarter of it. A commit
-// replaces about six pages.
+// replaces six pages at most.
 func snapshots(size int64) int {
 	return int(min(settleFlushes/2, size/4/(6*pageSize)))
 }
