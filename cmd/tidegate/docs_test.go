@@ -113,9 +113,7 @@ func need(t *testing.T, page string) (env []string) {
 		case "postgres":
 			env = append(env, postgres(t)...)
 		case "psycopg2":
-			if exec.Command("/usr/bin/python3", "-c", "import psycopg2, paho.mqtt.client").Run() != nil {
-				missing(t, "psycopg2 or paho-mqtt")
-			}
+			psycopg2(t)
 		case "mqtt.js":
 			env = append(env, "NODE_PATH="+npm(t, "mqtt"))
 		default:

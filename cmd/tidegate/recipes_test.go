@@ -29,6 +29,14 @@ func npm(t *testing.T, name string) string {
 	return modules
 }
 
+// psycopg2 ends a test where the consumer in Python cannot run.
+func psycopg2(t *testing.T) {
+	t.Helper()
+	if exec.Command("/usr/bin/python3", "-c", "import psycopg2, paho.mqtt.client").Run() != nil {
+		missing(t, "psycopg2 or paho-mqtt")
+	}
+}
+
 // postgres starts a server of its own on a socket in a folder of its own, and
 // returns the environment in which psql finds it. PostgreSQL refuses root: then
 // it runs as nobody.
@@ -163,9 +171,7 @@ func TestRecipesAccount(t *testing.T) {
 			missing(t, p)
 		}
 	}
-	if exec.Command("/usr/bin/python3", "-c", "import psycopg2, paho.mqtt.client").Run() != nil {
-		missing(t, "psycopg2 or paho-mqtt")
-	}
+	psycopg2(t)
 	env := append(os.Environ(), "NODE_PATH="+npm(t, "mqtt"))
 	env = append(env, postgres(t)...)
 	dir := t.TempDir()

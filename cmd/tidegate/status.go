@@ -93,7 +93,7 @@ func writeStatus(w io.Writer, s status.Snapshot) {
 		row(w, "", "", b.Error)
 	}
 	if b.Tombstones > 0 {
-		row(w, "", "", fmt.Sprintf("%d tombstones waiting to be delivered", b.Tombstones))
+		row(w, "", "", count(int64(b.Tombstones), "tombstone")+" waiting to be delivered")
 	}
 	for _, bus := range s.Buses {
 		writeBus(w, bus, s.At)
@@ -126,10 +126,10 @@ func backlogOf(u status.NamedUplink) string {
 		parts = append(parts, "not required")
 	}
 	if u.Batches > 0 {
-		parts = append(parts, fmt.Sprintf("%d batches wait for it", u.Batches))
+		parts = append(parts, count(u.Batches, "batch")+" to be delivered")
 	}
 	if u.Tombstones > 0 {
-		parts = append(parts, fmt.Sprintf("%d tombstones for it", u.Tombstones))
+		parts = append(parts, count(int64(u.Tombstones), "tombstone"))
 	}
 	return strings.Join(parts, ", ")
 }

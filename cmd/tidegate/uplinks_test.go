@@ -14,6 +14,7 @@ import (
 
 	"tidegate/internal/account"
 	"tidegate/internal/sim"
+	"tidegate/internal/status"
 )
 
 // TestSeveralUplinks sends to two brokers from one buffer: a cloud over TLS
@@ -140,5 +141,21 @@ func TestSeveralUplinks(t *testing.T) {
 		report.Received, report.Repeats, report.Dropped, r.Received, r.Repeats, r.Dropped)
 	if r.Verdict == account.Complete || !strings.Contains(r.Text(), "expired") {
 		t.Errorf("the local account:\n%s", r.Text())
+	}
+}
+
+// TestBacklogOf: what is told of one of several uplinks.
+func TestBacklogOf(t *testing.T) {
+	t.Parallel()
+	for want, u := range map[string]status.NamedUplink{
+		"":                                       {Required: true},
+		"not required":                           {},
+		"1 batch to be delivered":                {Required: true, Batches: 1},
+		"2 batches to be delivered, 1 tombstone": {Required: true, Batches: 2, Tombstones: 1},
+		"not required, 3 tombstones":             {Tombstones: 3},
+	} {
+		if got := backlogOf(u); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	}
 }

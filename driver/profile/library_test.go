@@ -356,8 +356,9 @@ func FuzzParse(f *testing.F) {
 			s.Feed(src, func(raw []byte) { p.DecodeFrame(raw, 0, nil) })
 		}
 		for i := range p.Points {
-			if b, err := p.Encode(i, telemetry.IntValue(1, 0), 0); err == nil && p.codecs[i].table != 0 {
-				_ = b
+			b, err := p.Encode(i, telemetry.IntValue(1, 0), 0)
+			if r, none := p.PointRequest(i); err == nil && none == nil && p.codecs[i].sf == nil && len(b) != r.Size() {
+				t.Fatalf("point %d has %d bytes, and a request for it %d", i, len(b), r.Size())
 			}
 		}
 	})

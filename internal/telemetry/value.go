@@ -176,7 +176,7 @@ const pairs = "00010203040506070809" + "10111213141516171819" + "202122232425262
 // appendDecimal writes m x 10^-dec with exactly dec decimals.
 func appendDecimal(dst []byte, m uint64, dec int) []byte {
 	n := bits.Len64(m) * 1233 >> 12 // log10 of it, at most one too low
-	if n == len(powers) || m >= powers[n] {
+	if m >= powers[n] {
 		n++
 	}
 	if dec > 0 {

@@ -241,7 +241,7 @@ func cause(r *telemetry.Reading) telemetry.Cause {
 
 // check refuses a batch that the catalog does not describe.
 func check(b *telemetry.Tables, c *telemetry.Catalog) error {
-	if n := b.Highest(); b.Len() > 0 && int(n) >= len(c.Points) {
+	if n := b.Highest(); b.Len() > 0 && uint64(n) >= uint64(len(c.Points)) { // an int may have 32 bits
 		return fmt.Errorf("payload: point number %d is not in catalog %s of %d points", n, c.Hash(), len(c.Points))
 	}
 	return nil

@@ -272,11 +272,13 @@ func TestColumnsEqualRecords(t *testing.T) {
 
 func TestUnknownPoint(t *testing.T) {
 	c := testCatalog()
-	b := tables(t, &telemetry.Batch{Catalog: c.Hash(), Groups: []telemetry.Group{{At: synced(t0), Readings: []telemetry.Reading{good(7, telemetry.IntValue(1, 0))}}}})
-	for _, shape := range Shapes() {
-		d, _ := New(shape)
-		if _, err := d.Data(nil, envelope(), b, c, asWall, false); err == nil {
-			t.Errorf("%s: a reading of an unknown point vanished", shape)
+	for _, point := range []uint32{7, 1 << 31, math.MaxUint32} { // below zero as an int of 32 bits
+		b := tables(t, &telemetry.Batch{Catalog: c.Hash(), Groups: []telemetry.Group{{At: synced(t0), Readings: []telemetry.Reading{good(point, telemetry.IntValue(1, 0))}}}})
+		for _, shape := range Shapes() {
+			d, _ := New(shape)
+			if _, err := d.Data(nil, envelope(), b, c, asWall, false); err == nil {
+				t.Errorf("%s: a reading of the unknown point %d vanished", shape, point)
+			}
 		}
 	}
 	if _, err := New("xml"); err == nil {
