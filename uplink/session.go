@@ -47,11 +47,11 @@ type outgoing struct {
 type flight struct {
 	ticket ticket
 	at     time.Time
-	buf    []byte
-	item   Item  // of a batch, without its bytes
-	loss   *Loss // of a tombstone
-	size   int   // bytes of all its messages
-	under  int   // bytes in flight when it was sent, with its own
+	buf    []byte // to use again; nil: its message was not lent
+	item   Item   // of a batch, without its bytes
+	loss   *Loss  // of a tombstone
+	size   int    // bytes of all its messages
+	under  int    // bytes in flight when it was sent, with its own
 	// counts tells batches and tombstones from status and metadata.
 	counts bool
 }
@@ -253,7 +253,9 @@ func (s *session) delivered(f *flight) {
 	u := s.u
 	acked, _ := f.ticket.outcome()
 	f.ticket.drop()
-	s.spare = append(s.spare, f.buf[:0])
+	if f.buf != nil {
+		s.spare = append(s.spare, f.buf[:0])
+	}
 	s.progress = acked
 	rtt := acked.Sub(f.at)
 	readings := 0
@@ -447,7 +449,9 @@ func (s *session) send(m message, f flight) error {
 	if m.quick {
 		return s.link.quick(m)
 	}
-	f.at, f.buf = now, m.body
+	if f.at = now; m.lent {
+		f.buf = m.body
+	}
 	var err error
 	if f.ticket, err = s.link.post(m, s.name(&f)); err != nil {
 		return err
@@ -474,7 +478,8 @@ func (s *session) name(f *flight) string {
 	return ""
 }
 
-// buffer returns an empty buffer, one that was used before if there is one.
+// buffer returns an empty buffer, one that was used before if there is one. The
+// message that gets it says that it is lent.
 func (s *session) buffer() []byte {
 	if n := len(s.spare); n > 0 {
 		b := s.spare[n-1]

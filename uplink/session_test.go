@@ -534,3 +534,57 @@ func TestDelay(t *testing.T) {
 		}
 	}
 }
+
+// eager is a carrier that acknowledges everything at once.
+type eager struct{ carrier }
+
+func (eager) post(message, string) (ticket, error) { return receipted{}, nil }
+func (eager) quick(message) error                  { return nil }
+func (eager) busy() bool                           { return false }
+func (eager) held() time.Time                      { return time.Time{} }
+
+// receipted is the ticket of what it took.
+type receipted struct{}
+
+func (receipted) done() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}
+func (receipted) written() time.Time          { return time.Now() }
+func (receipted) outcome() (time.Time, error) { return time.Now(), nil }
+func (receipted) drop()                       {}
+
+// TestBuffersComeBack: a session keeps the buffers that it made messages in, and
+// no others: statuses, metadata and what a platform's speaker makes by itself
+// would add up for as long as the connection lives.
+func TestBuffersComeBack(t *testing.T) {
+	for _, shape := range []string{"records", "thingsboard", "homeassistant", "sparkplug"} {
+		t.Run(shape, func(t *testing.T) {
+			u := newUplink(t, "mqtt://127.0.0.1:1", func(o *Options) { o.Shape = shape })
+			src := newStore(t)
+			s := &session{u: u, src: src, link: eager{}, metaSent: map[string]bool{}, order: newOrder(u, src), window: newWindow()}
+			u.speaker.will()
+			for range 50 {
+				src.add(laneData, 1)
+				s.nextStatus, s.nextMeta = time.Time{}, time.Time{}
+				if err := s.fill(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if err := s.acknowledge(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if n := src.waiting(); n > 0 {
+				t.Errorf("%d batches are not acknowledged: nothing was tried", n)
+			}
+			most := 1
+			if shape == "homeassistant" {
+				most = 0
+			}
+			if len(s.spare) != most {
+				t.Errorf("%d buffers are kept after 50 batches, statuses and descriptions, want %d", len(s.spare), most)
+			}
+		})
+	}
+}

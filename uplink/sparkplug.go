@@ -349,7 +349,7 @@ func (p *sparkplug) loss(dst []message, s *session, l *Loss) ([]message, error) 
 	p.losses.readings += max(l.Readings, 0)
 	p.lossLast = string(tomb)
 	dst = append(dst, p.numbered(p.topic("NDATA", ""), p.lossMetrics(nil, time.Now().UnixMilli(), false)))
-	return append(dst, message{topic: p.u.topicOf("commit"), body: tomb}), nil
+	return append(dst, message{topic: p.u.topicOf("commit"), body: tomb, lent: true}), nil
 }
 
 // batch writes a DDATA for each device, the births and deaths that belong to
@@ -400,7 +400,7 @@ func (p *sparkplug) batch(dst []message, s *session, item Item, c *telemetry.Cat
 		d.touched = false
 	}
 	body, err := payload.Said(s.buffer(), s.envelope(item.Lane, item.Seq), &s.batch, c, p.u.env.Clock.Resolve, history)
-	return append(dst, message{topic: p.u.topicOf("commit"), body: body}), err
+	return append(dst, message{topic: p.u.topicOf("commit"), body: body, lent: true}), err
 }
 
 // touch notes what a reading says of its device and of the type of its metric.

@@ -14,6 +14,7 @@ type message struct {
 	body     []byte
 	retained bool
 	quick    bool // quality 0: never the last message of a batch
+	lent     bool // the body is a buffer of the session, which gets it back
 	// late completes the body in the moment in which it goes out; nil: it is complete.
 	late func(body []byte) []byte
 }
@@ -193,7 +194,7 @@ func (p *envelopes) batch(dst []message, s *session, item Item, c *telemetry.Cat
 		return dst, err
 	}
 	if !zip {
-		return append(dst, message{topic: topic, body: plain}), nil
+		return append(dst, message{topic: topic, body: plain, lent: true}), nil
 	}
 	p.plain = plain
 	out, packed := p.zip.Append(out, plain)
@@ -202,11 +203,11 @@ func (p *envelopes) batch(dst []message, s *session, item Item, c *telemetry.Cat
 	} else {
 		out = append(out, plain...)
 	}
-	return append(dst, message{topic: topic, body: out}), nil
+	return append(dst, message{topic: topic, body: out, lent: true}), nil
 }
 
 func (p *envelopes) loss(dst []message, s *session, l *Loss) ([]message, error) {
 	b, err := p.dialect.Loss(s.buffer(), s.envelope(l.Lane, 0), payload.Tombstone{From: l.From, To: l.To,
 		Batches: l.Batches, Readings: l.Readings, T0: l.T0, T1: l.T1, Why: l.Why})
-	return append(dst, message{topic: p.data(), body: b}), err
+	return append(dst, message{topic: p.data(), body: b, lent: true}), err
 }

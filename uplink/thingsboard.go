@@ -106,7 +106,7 @@ func (p *thingsboard) batch(dst []message, s *session, _ Item, c *telemetry.Cata
 	if err != nil || len(b) == 0 {
 		return dst, err
 	}
-	return append(dst, message{topic: tbTelemetry, body: b}), nil
+	return append(dst, message{topic: tbTelemetry, body: b, lent: true}), nil
 }
 
 // loss is telemetry of the gateway.
