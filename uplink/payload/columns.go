@@ -44,7 +44,7 @@ func appendTables(dst []byte, x *telemetry.Table, n *names, resolve Resolve, his
 			dst = append(dst, ',')
 		}
 		dst = append(dst, `{"dev":`...)
-		dst = append(dst, n.device[x.Points[from]]...)
+		dst = append(dst, n.device(x.Points[from])...)
 		dst = appendTimes(dst, x, resolve)
 		dst = appendColumns(dst, x, from, to, n)
 		if history {
@@ -79,7 +79,7 @@ func appendColumns(dst []byte, x *telemetry.Table, from, to int, n *names) []byt
 	odd, why := false, false
 	for col := from; col < to; col++ {
 		mark, some := len(dst), false
-		dst = append(dst, n.point[x.Points[col]]...)
+		dst = append(dst, n.point(x.Points[col])...)
 		dst = append(dst, '[')
 		if dst, some = x.AppendColumn(dst, col); !some {
 			for row := range x.Rows() {
@@ -135,7 +135,7 @@ func appendMarks(dst []byte, x *telemetry.Table, from, to int, n *names, word fu
 	start := len(dst)
 	for col := from; col < to; col++ {
 		mark, some := len(dst), false
-		dst = append(dst, n.point[x.Points[col]]...)
+		dst = append(dst, n.point(x.Points[col])...)
 		dst = append(dst, '[')
 		for row := range x.Rows() {
 			r := x.Reading(row, col)

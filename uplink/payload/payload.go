@@ -149,14 +149,22 @@ func appendLoss(dst []byte, e *Envelope, t Tombstone) []byte {
 	return append(dst, "}}"...)
 }
 
-// names are the quoted names of one catalog.
+// names are the quoted names of one catalog. Of a point they take eight bytes
+// beside its name: large catalogs have thousands.
 type names struct {
 	catalog *telemetry.Catalog
 	hash    string
-	device  [][]byte // by point number: "meter-1"
-	number  []int    // by point number: the same for the same device
-	point   [][]byte // by point number: "voltage_l1":
+	devices [][]byte // "meter-1"
+	number  []uint32 // by point number: which of devices it belongs to
+	points  []byte   // "voltage_l1": one behind the other
+	begins  []uint32 // by point number: where it begins there, and where the last one ends
 }
+
+// device returns the quoted name of a point's device.
+func (n *names) device(point uint32) []byte { return n.devices[n.number[point]] }
+
+// point returns the quoted name of a point, and a colon.
+func (n *names) point(point uint32) []byte { return n.points[n.begins[point]:n.begins[point+1]] }
 
 // nameCache keeps the names of the catalogs used last: the present one, and
 // old ones while a backlog drains.
@@ -176,17 +184,24 @@ func (c *nameCache) of(catalog *telemetry.Catalog) *names {
 			return n
 		}
 	}
-	n := &names{catalog: catalog, hash: catalog.Hash(),
-		device: make([][]byte, len(catalog.Points)), number: make([]int, len(catalog.Points)), point: make([][]byte, len(catalog.Points))}
-	first := map[string]int{}
-	for i, p := range catalog.Points {
+	size := 0
+	for i := range catalog.Points {
+		size += len(catalog.Points[i].Name) + len(`"":`)
+	}
+	n := &names{catalog: catalog, hash: catalog.Hash(), points: make([]byte, 0, size),
+		number: make([]uint32, len(catalog.Points)), begins: make([]uint32, len(catalog.Points)+1)}
+	first := map[string]uint32{}
+	for i := range catalog.Points {
+		p := &catalog.Points[i]
 		k, known := first[p.Device]
 		if !known {
-			first[p.Device], k = i, i
-			n.device[i] = telemetry.AppendQuoted(nil, p.Device)
+			k = uint32(len(n.devices))
+			first[p.Device] = k
+			n.devices = append(n.devices, telemetry.AppendQuoted(nil, p.Device))
 		}
-		n.device[i], n.number[i] = n.device[k], k
-		n.point[i] = append(telemetry.AppendQuoted(nil, p.Name), ':')
+		n.number[i] = k
+		n.points = append(telemetry.AppendQuoted(n.points, p.Name), ':')
+		n.begins[i+1] = uint32(len(n.points))
 	}
 	c.kept = append(c.kept, nil)
 	copy(c.kept[1:], c.kept)

@@ -31,7 +31,7 @@ func (d *records) Data(dst []byte, e *Envelope, b *telemetry.Tables, c *telemetr
 			}
 			first = false
 			dst = append(dst, `{"dev":`...)
-			dst = append(dst, n.device[x.Points[from]]...)
+			dst = append(dst, n.device(x.Points[from])...)
 			dst = append(dst, `,"t":`...)
 			dst = strconv.AppendInt(dst, t.UnixMilli(), 10)
 			dst = appendValues(dst, &x, row, from, to, n)
@@ -57,7 +57,7 @@ func appendValues(dst []byte, x *telemetry.Table, row, from, to int, n *names) [
 	odd, why := false, false
 	for col := from; col < to; col++ {
 		mark, ok := len(dst), false
-		dst = append(dst, n.point[x.Points[col]]...)
+		dst = append(dst, n.point(x.Points[col])...)
 		if dst, ok = x.AppendValue(dst, row, col); !ok {
 			r := x.Reading(row, col)
 			odd = true
@@ -86,7 +86,7 @@ func appendWords(dst []byte, x *telemetry.Table, row, from, to int, n *names, wo
 	for col := from; col < to; col++ {
 		r := x.Reading(row, col)
 		if w := word(&r); w != "" {
-			dst = append(dst, n.point[x.Points[col]]...)
+			dst = append(dst, n.point(x.Points[col])...)
 			dst = append(dst, '"')
 			dst = append(dst, w...)
 			dst = append(dst, `",`...)

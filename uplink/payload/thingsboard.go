@@ -30,7 +30,7 @@ func (d *ThingsBoard) Data(dst []byte, b *telemetry.Tables, c *telemetry.Catalog
 			continue
 		}
 		p := b.First(i)
-		dst = append(append(append(dst, ','), n.device[p]...), ":["...)
+		dst = append(append(append(dst, ','), n.device(p)...), ":["...)
 		list := len(dst)
 		for k := i; k < b.Len(); k++ {
 			if d.done[k] || n.number[b.First(k)] != n.number[p] {
@@ -61,7 +61,7 @@ func (d *ThingsBoard) values(dst []byte, readings []telemetry.Reading, n *names,
 	for i := range readings {
 		r := &readings[i]
 		if valid(r) {
-			dst = append(r.Value.AppendJSON(append(dst, n.point[r.Point]...)), ',')
+			dst = append(r.Value.AppendJSON(append(dst, n.point(r.Point)...)), ',')
 		}
 		q, pt := quality(r), &c.Points[r.Point]
 		id := pt.Device + "/" + pt.Name
