@@ -94,14 +94,18 @@ type Batch struct {
 
 	tables Tables // what DecodeBatch read
 	arena  []Reading
-	plans  []plan // scratch of AppendBatch
-	nums   []uint64
-	exact  []uint64
+	// scratch of AppendBatch
+	stretches []stretch
+	newest    map[uint32]int // by first point: the last stretch that begins with it
+	plans     []plan
+	nums      []uint64
+	exact     []uint64
 }
 
 // stretch is a table under construction.
 type stretch struct {
-	rows []int // indexes of groups
+	rows   []int // indexes of groups
+	before int   // the stretch before it that begins with the same point, -1: none
 }
 
 // plan is how a column is written.
@@ -134,7 +138,7 @@ func AppendBatch(dst []byte, b *Batch) ([]byte, error) {
 	dst = binary.AppendVarint(dst, at.Wall)
 	dst = binary.AppendVarint(dst, at.Wall-at.Mono)
 
-	stretches := groupRows(b.Groups)
+	stretches := b.groupRows()
 	dst = binary.AppendUvarint(dst, uint64(len(stretches)))
 	previous := int64(0)
 	for _, s := range stretches {
@@ -144,25 +148,35 @@ func AppendBatch(dst []byte, b *Batch) ([]byte, error) {
 }
 
 // groupRows collects groups with the same points into stretches, in order
-// of first appearance.
-func groupRows(groups []Group) []stretch {
-	var out []stretch
-	byFirst := make(map[uint32][]int, len(groups))
+// of first appearance. They are valid until the next call.
+func (b *Batch) groupRows() []stretch {
+	if b.newest == nil {
+		b.newest = make(map[uint32]int)
+	}
+	clear(b.newest)
+	out := b.stretches[:0]
 next:
-	for i := range groups {
-		rs := groups[i].Readings
+	for i := range b.Groups {
+		rs := b.Groups[i].Readings
 		if len(rs) == 0 {
 			continue
 		}
-		for _, k := range byFirst[rs[0].Point] {
-			if samePoints(groups[out[k].rows[0]].Readings, rs) {
+		before, known := b.newest[rs[0].Point]
+		if !known {
+			before = -1
+		}
+		for k := before; k >= 0; k = out[k].before {
+			if samePoints(b.Groups[out[k].rows[0]].Readings, rs) {
 				out[k].rows = append(out[k].rows, i)
 				continue next
 			}
 		}
-		byFirst[rs[0].Point] = append(byFirst[rs[0].Point], len(out))
-		out = append(out, stretch{rows: []int{i}})
+		n := len(out)
+		out = slices.Grow(out, 1)[:n+1] // with the rows that it had, to be filled again
+		out[n] = stretch{append(out[n].rows[:0], i), before}
+		b.newest[rs[0].Point] = n
 	}
+	b.stretches = out
 	return out
 }
 

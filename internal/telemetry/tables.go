@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"cmp"
 	"math"
 	"slices"
 
@@ -93,34 +94,36 @@ func (t *Tables) stamp(wall int64) clock.Stamp {
 	return clock.Stamp{Wall: wall, Mono: wall - t.offset, Boot: t.Boot, Synced: t.Synced}
 }
 
-// sort brings the tables, and the rows of each, in order of time. What meters
-// tell afterwards is not: that is rare.
+// sort brings the tables, and the rows of each, in order of time; those of one
+// instant stay as they come.
 func (t *Tables) sort() {
-	heads, next := make([]head, 0, len(t.heads)), make([]int, len(t.heads))
-	from := make([]int, len(t.times)) // which row of its table a row was
-	for _, k := range t.rows() {
-		h := &t.heads[k.table]
-		if next[k.table] == 0 {
-			heads = append(heads, *h)
-		}
-		from[h.row+next[k.table]] = int(k.row)
-		next[k.table]++
-	}
-	for _, h := range heads {
-		rows := from[h.row:][:h.rows]
-		permute(t.times[h.row:], rows)
-		for c := range h.cols {
-			permute(t.nums[h.cell+c*h.rows:], rows)
-			if h.mark >= 0 {
-				permute(t.marks[h.mark+c*h.rows:], rows)
-			}
+	for i := range t.heads {
+		if h := &t.heads[i]; !slices.IsSorted(t.times[h.row:][:h.rows]) {
+			t.sortRows(h)
 		}
 	}
-	t.heads, t.order = heads, t.order[:0]
+	slices.SortStableFunc(t.heads, func(a, b head) int { return cmp.Compare(t.times[a.row], t.times[b.row]) })
+}
+
+// sortRows is for what meters tell afterwards: that is rare.
+func (t *Tables) sortRows(h *head) {
+	times := t.times[h.row:][:h.rows]
+	from := make([]int, h.rows) // which row each was
+	for i := range from {
+		from[i] = i
+	}
+	slices.SortStableFunc(from, func(a, b int) int { return cmp.Compare(times[a], times[b]) })
+	permute(times, from)
+	for c := range h.cols {
+		permute(t.nums[h.cell+c*h.rows:], from)
+		if h.mark >= 0 {
+			permute(t.marks[h.mark+c*h.rows:], from)
+		}
+	}
 }
 
 func permute[T any](s []T, from []int) {
-	was := append([]T(nil), s[:len(from)]...)
+	was := slices.Clone(s[:len(from)])
 	for i, k := range from {
 		s[i] = was[k]
 	}
