@@ -149,7 +149,7 @@ func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*tele
 			again = true // it is another device, or has other models by now
 			return
 		}
-		silent, yes := j.suspect(err, &r, now)
+		silent, yes := j.suspect(err, r, now)
 		if again = yes && l.part(j, silent, err, now); again {
 			return // its halves are asked
 		}
@@ -208,9 +208,9 @@ func (l *Line) fail(j *job, err error, now time.Time, emit func(*telemetry.Group
 // query asks a unit for a block and keeps account of what it owes. The line
 // is opened if needed. The caller owns the line and has waited until the
 // unit's quarantine is ready.
-func (l *Line) query(ctx context.Context, u *unit, a *ask, timeout, gap time.Duration) (result, error) {
+func (l *Line) query(ctx context.Context, u *unit, a *ask, timeout, gap time.Duration) (*result, error) {
 	if err := l.ensureOpen(ctx); err != nil {
-		return result{}, err
+		return l.wire.fresh(), err
 	}
 	if l.at.kind != kindTCP && a.reads() && u.q.barred(a) {
 		if probe := l.barrier(u, a); probe != nil {
@@ -276,9 +276,8 @@ func (l *Line) barrier(u *unit, a *ask) *ask {
 }
 
 // once does one exchange and draws the conclusions for unit and connection.
-func (l *Line) once(u *unit, a *ask, timeout, gap time.Duration) (result, error) {
-	var r result
-	var err error
+func (l *Line) once(u *unit, a *ask, timeout, gap time.Duration) (*result, error) {
+	r, err := l.wire.fresh(), error(nil)
 	if u.wake != nil && l.at.kind != kindTCP && time.Since(u.touched) >= u.wake.Idle {
 		if err = l.wire.wake(u.wake.Bytes, gap); gap < u.wake.Pause {
 			gap = u.wake.Pause

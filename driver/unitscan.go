@@ -244,7 +244,8 @@ func (s *scan) send(ctx context.Context, a *ask, wait time.Duration) (r result, 
 		if try == 0 { // the wire adds the time of the whole answer, which is not over when it begins
 			timeout = max(wait-s.w.char*time.Duration(a.expect), 0)
 		}
-		r, err = s.w.do(a, timeout, 0)
+		got, failure := s.w.do(a, timeout, 0)
+		r, err = *got, failure
 		var x Exception
 		switch {
 		case err == nil:

@@ -48,6 +48,7 @@ type wire struct {
 	count   counters
 	trace   []byte                       // everything received for this request, if not nil
 	stray   func(f frame, now time.Time) // told of each whole frame that is not the answer
+	result  result                       // of the last request
 }
 
 // attach takes a fresh stream into use.
@@ -55,9 +56,10 @@ func (w *wire) attach(st stream, now time.Time) {
 	w.st, w.lo, w.at, w.hi, w.dirty, w.last = st, 0, 0, 0, true, now
 }
 
-// result is what came of a request.
+// result is what came of a request. It is the wire's, and valid until the next
+// one.
 type result struct {
-	data     []byte    // valid until the next request
+	data     []byte
 	sent     time.Time // when the request was written
 	got      time.Time // when the answer was whole, or the wait ended
 	answered bool      // the unit spoke, if only to refuse, or damaged
@@ -66,12 +68,18 @@ type result struct {
 	torn     bool      // TCP: the stream of frames is out of step
 }
 
+// fresh returns the result of a request to come.
+func (w *wire) fresh() *result {
+	w.result = result{}
+	return &w.result
+}
+
 // do sends a request and waits for its answer. gap is the silence this unit
 // wants before it. Errors wrap ErrTimeout, ErrShort, ErrCRC, ErrMismatch,
 // ErrEcho, ErrGone or are an Exception. After ErrGone the stream must be closed.
-func (w *wire) do(a *ask, timeout, gap time.Duration) (r result, err error) {
+func (w *wire) do(a *ask, timeout, gap time.Duration) (*result, error) {
 	if err := w.settle(max(gap, w.gap)); err != nil {
-		return r, err
+		return w.fresh(), err
 	}
 	return w.ask(a, timeout)
 }
@@ -93,7 +101,8 @@ func (w *wire) wake(b []byte, gap time.Duration) error {
 }
 
 // ask is do on a line that is ready.
-func (w *wire) ask(a *ask, timeout time.Duration) (r result, err error) {
+func (w *wire) ask(a *ask, timeout time.Duration) (r *result, err error) {
+	r = w.fresh()
 	if w.kind == kindTCP {
 		w.id++
 		binary.BigEndian.PutUint16(a.adu, w.id)
@@ -110,7 +119,7 @@ func (w *wire) ask(a *ask, timeout time.Duration) (r result, err error) {
 	w.count.BytesOut += uint64(len(a.adu))
 	before := w.count
 	for quiet, over := false, false; ; {
-		data, refused, ok := w.search(a, quiet, &r)
+		data, refused, ok := w.search(a, quiet, r)
 		switch {
 		case ok && refused != 0:
 			w.dirty = true // some devices send the answer after the refusal
@@ -127,7 +136,7 @@ func (w *wire) ask(a *ask, timeout time.Duration) (r result, err error) {
 			return r, fmt.Errorf("%w: the frames on this connection are out of step", ErrMismatch)
 		case over:
 			r.got = time.Now()
-			return r, w.failed(a, &r, &before)
+			return r, w.failed(a, r, &before)
 		case quiet && w.kind != kindTCP:
 			if x, ok := a.bare(w.kind, w.buf[w.lo:w.hi]); ok {
 				w.use(0, 3)
@@ -137,7 +146,7 @@ func (w *wire) ask(a *ask, timeout time.Duration) (r result, err error) {
 				return r, x
 			}
 			if full, _ := a.damage(w.kind, w.buf[w.lo:w.hi]); full {
-				return r, w.failed(a, &r, &before)
+				return r, w.failed(a, r, &before)
 			}
 		}
 		until := deadline
