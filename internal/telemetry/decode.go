@@ -61,12 +61,15 @@ func (t *Tables) Decode(src []byte) error {
 	if d.err == nil && len(src) > d.at {
 		d.fail(fmt.Sprintf("%d bytes left over", len(src)-d.at))
 	}
+	if d.err == nil && d.mixed {
+		t.sort()
+	}
+	if d.err == nil {
+		d.err = t.arrange()
+	}
 	if d.err != nil {
 		t.empty()
 		return d.err
-	}
-	if d.mixed {
-		t.sort()
 	}
 	t.stored = src
 	return nil
@@ -198,11 +201,12 @@ func (d *decoder) stretch(t0, previous int64) int64 {
 		if i > 0 {
 			step = v
 		}
+		before := time
 		time += v
 		if i == 0 {
 			d.mixed = d.mixed || len(t.heads) > 0 && time < d.begins
 			d.begins = time
-		} else if v < 0 {
+		} else if time < before { // also where it runs over
 			d.mixed = true
 		}
 		t.times = append(t.times, time)

@@ -2,7 +2,9 @@ package telemetry
 
 import (
 	"cmp"
+	"fmt"
 	"math"
+	"math/bits"
 	"slices"
 
 	"tidegate/internal/clock"
@@ -21,8 +23,9 @@ type Tables struct {
 	offset  int64 // wall - uptime of all stamps, ms
 	highest uint32
 	heads   []head
-	order   []rowKey // all rows in time order; made when it is needed
+	order   []rowKey // all rows in time order
 	merged  []rowKey // scratch of it
+	runs    []int    // likewise
 	group   Group    // scratch of Group
 
 	// The tables one after the other; a head says where each begins.
@@ -130,7 +133,7 @@ func permute[T any](s []T, from []int) {
 }
 
 // At returns the stamp of a group, counted in time order from 0.
-func (t *Tables) At(i int) clock.Stamp { return t.stamp(t.rows()[i].t) }
+func (t *Tables) At(i int) clock.Stamp { return t.stamp(t.order[i].t) }
 
 // Group returns a group, counted in time order from 0. It is valid until the
 // next call.
@@ -141,7 +144,7 @@ func (t *Tables) Group(i int) *Group {
 }
 
 // First returns the point number of the first reading of a group.
-func (t *Tables) First(i int) uint32 { return t.points[t.heads[t.rows()[i].table].col] }
+func (t *Tables) First(i int) uint32 { return t.points[t.heads[t.order[i].table].col] }
 
 func (t *Tables) appendGroup(dst []Reading, i int) []Reading {
 	x, row := t.Row(i)
@@ -156,53 +159,62 @@ func (t *Tables) appendGroup(dst []Reading, i int) []Reading {
 // Row returns the table of a group, counted in time order from 0, and which
 // of its rows the group is.
 func (t *Tables) Row(i int) (x Table, row int) {
-	k := t.rows()[i]
+	k := t.order[i]
 	return t.Table(int(k.table)), int(k.row)
 }
 
-// rows returns all rows in time order; those of one instant as the tables and
-// their rows come.
-func (t *Tables) rows() []rowKey {
-	if len(t.order) == len(t.times) {
-		return t.order
-	}
-	t.order = t.order[:0]
+// arrange brings all rows into time order; those of one instant as the tables
+// and their rows come.
+func (t *Tables) arrange() (err error) {
+	t.order, t.runs = t.order[:0], t.runs[:0]
 	for i := range t.heads {
 		h := &t.heads[i]
 		for k, at := range t.times[h.row:][:h.rows] {
+			if n := len(t.order); n == 0 || at < t.order[n-1].t {
+				t.runs = append(t.runs, n)
+			}
 			t.order = append(t.order, rowKey{at, int32(i), int32(k)})
 		}
 	}
-	// Each table is a run in order: runs are merged until one is left.
-	for upto(t.order) < len(t.order) {
-		out := t.merged[:0]
-		for in := t.order; len(in) > 0; {
-			n := upto(in)
-			m := n + upto(in[n:])
-			a, b := in[:n], in[n:m]
-			for len(a) > 0 && len(b) > 0 {
-				if b[0].t < a[0].t {
+	if len(t.runs) > 1 {
+		t.order, t.merged, err = merge(t.order, t.merged, t.runs)
+	}
+	return err
+}
+
+// merge brings rows into order, of which runs says where each run that is in
+// order begins. A round leaves half of the runs, and there are as many rounds as
+// that takes: what is not in order then is an error, where waiting for the order
+// could last for ever. It uses the memory of rows and of other, which it gives
+// back, and that of runs.
+func merge(rows, other []rowKey, runs []int) (sorted, free []rowKey, err error) {
+	n := len(rows)
+	for range bits.Len(uint(len(runs) - 1)) {
+		out, left := other[:0], runs[:0]
+		for i := 0; i < len(runs); i += 2 {
+			from, mid, to := runs[i], n, n
+			if i+1 < len(runs) {
+				mid = runs[i+1]
+			}
+			if i+2 < len(runs) {
+				to = runs[i+2]
+			}
+			left = append(left, from)
+			a, b := rows[from:mid], rows[mid:to]
+			for range to - from {
+				if len(a) == 0 || len(b) > 0 && b[0].t < a[0].t {
 					out, b = append(out, b[0]), b[1:]
 				} else {
 					out, a = append(out, a[0]), a[1:]
 				}
 			}
-			out = append(append(out, a...), b...)
-			in = in[m:]
 		}
-		t.order, t.merged = out, t.order
+		rows, other, runs = out, rows, left
 	}
-	return t.order
-}
-
-// upto returns how many rows from the first on are in order.
-func upto(rows []rowKey) int {
-	for i := 1; i < len(rows); i++ {
-		if rows[i].t < rows[i-1].t {
-			return i
-		}
+	if len(rows) != n || !slices.IsSortedFunc(rows, func(a, b rowKey) int { return cmp.Compare(a.t, b.t) }) {
+		return rows, other, fmt.Errorf("%w: its %d rows do not come into order", ErrBatch, n)
 	}
-	return len(rows)
+	return rows, other, nil
 }
 
 // Count returns how many tables there are.
