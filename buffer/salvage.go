@@ -2,7 +2,6 @@ package buffer
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sort"
 
 	"go.etcd.io/bbolt"
 )
@@ -166,7 +166,7 @@ func (q *Queue) rebuild(seg *segment, f io.ReaderAt, all []found) error {
 	done := q.lanes[l].done.clone()
 	q.mu.Unlock()
 
-	slices.SortStableFunc(all, func(a, b found) int { return cmp.Compare(a.number, b.number) })
+	sort.SliceStable(all, func(i, k int) bool { return all[i].number < all[k].number })
 	all = slices.CompactFunc(all, func(a, b found) bool { return a.number == b.number })
 	all = slices.DeleteFunc(all, func(r found) bool { return done.has(r.number) })
 

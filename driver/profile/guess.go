@@ -1,11 +1,11 @@
 package profile
 
 import (
-	"cmp"
 	"fmt"
 	"math"
 	"math/big"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -104,7 +104,7 @@ func Guesses(t Table, first uint16, data []byte, asked uint16, want float64) []G
 			}
 		}
 	}
-	slices.SortStableFunc(out, func(a, b Guess) int { return cmp.Compare(a.Cost, b.Cost) })
+	sort.SliceStable(out, func(i, k int) bool { return out[i].Cost < out[k].Cost })
 	return distinct(out)
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 )
@@ -95,8 +96,9 @@ func (b *Book) Report() Report {
 		r.Lanes = append(r.Lanes, lane)
 		r.Sums.add(lane.Sums)
 	}
-	slices.SortFunc(r.Lanes, func(a, b Lane) int {
-		return cmp.Or(cmp.Compare(a.Gateway, b.Gateway), cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Lane, b.Lane))
+	sort.Slice(r.Lanes, func(i, k int) bool {
+		a, b := &r.Lanes[i], &r.Lanes[k]
+		return cmp.Or(cmp.Compare(a.Gateway, b.Gateway), cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Lane, b.Lane)) < 0
 	})
 	r.Broken = r.Lost > 0 || r.Conflicts > 0
 	switch {

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 )
@@ -73,11 +74,9 @@ func (d *Document) Broken() bool { return d.broken }
 // then one that says how many there are more.
 func (d *Document) Problems() []Problem {
 	out := slices.Clone(d.problems)
-	slices.SortStableFunc(out, func(a, b Problem) int {
-		if a.Line != b.Line {
-			return a.Line - b.Line
-		}
-		return a.Col - b.Col
+	sort.SliceStable(out, func(i, k int) bool {
+		a, b := &out[i], &out[k]
+		return a.Line < b.Line || a.Line == b.Line && a.Col < b.Col
 	})
 	if d.left > 0 {
 		d.rest.Msg = fmt.Sprintf("and %d more", d.left)
