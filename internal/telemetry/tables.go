@@ -309,6 +309,9 @@ func appendFinite(dst []byte, f float64, bits int) ([]byte, bool) {
 // with a comma behind it. ok is false, and dst as it was, if it is for one of
 // the cells.
 func (x *Table) AppendColumn(dst []byte, col int) (out []byte, ok bool) {
+	if c := x.columns[col]; c.kind == Int && x.marks == nil {
+		return appendInts(dst, x.nums[col*x.rows:][:x.rows], int(c.dec)), true
+	}
 	out = dst
 	for row := range x.rows {
 		if out, ok = x.AppendValue(out, row, col); !ok {

@@ -175,16 +175,55 @@ const pairs = "00010203040506070809" + "10111213141516171819" + "202122232425262
 
 // appendDecimal writes m x 10^-dec with exactly dec decimals.
 func appendDecimal(dst []byte, m uint64, dec int) []byte {
+	n := digits(m, dec)
+	i := len(dst) + n
+	dst = slices.Grow(dst, n)[:i]
+	putDecimal(dst, i, m, dec)
+	return dst
+}
+
+// appendInts writes each of the mantissas as appendInt does, and a comma behind
+// it. There is room for all before the first, and what does not change is copied.
+func appendInts(dst []byte, nums []uint64, dec int) []byte {
+	const most = len("-.,") + len(powers) // bytes of one
+	at := len(dst)
+	dst = slices.Grow(dst, len(nums)*most)[:at+len(nums)*most]
+	from := at // where the last one begins
+	for k, n := range nums {
+		if k > 0 && n == nums[k-1] {
+			next := at
+			at += copy(dst[at:], dst[from:at])
+			from = next
+			continue
+		}
+		from = at
+		if int64(n) < 0 {
+			dst[at] = '-'
+			at++
+			n = -n
+		}
+		at += digits(n, dec)
+		putDecimal(dst, at, n, dec)
+		dst[at] = ','
+		at++
+	}
+	return dst[:at]
+}
+
+// digits returns how many bytes m x 10^-dec takes.
+func digits(m uint64, dec int) int {
 	n := bits.Len64(m) * 1233 >> 12 // log10 of it, at most one too low
 	if m >= powers[n] {
 		n++
 	}
 	if dec > 0 {
-		n = max(n, dec+1) + 1 // the point
+		return max(n, dec+1) + 1 // the point
 	}
-	n = max(n, 1)
-	i := len(dst) + n
-	dst = slices.Grow(dst, n)[:i]
+	return max(n, 1)
+}
+
+// putDecimal writes m x 10^-dec up to dst[i].
+func putDecimal(dst []byte, i int, m uint64, dec int) {
 	if dec > 0 {
 		for ; dec >= 2; dec -= 2 {
 			p := m % 100 * 2
@@ -212,7 +251,6 @@ func appendDecimal(dst []byte, m uint64, dec int) []byte {
 	} else {
 		dst[i-1] = byte('0' + m)
 	}
-	return dst
 }
 
 func appendFloat(dst []byte, f float64, size int) []byte {
