@@ -7,6 +7,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"go.etcd.io/bbolt"
 )
 
 // TestBlocks: small batches of one commit share pages, and each is found
@@ -155,5 +157,56 @@ func TestAge(t *testing.T) {
 		if q.lanes[Data].stored != 1 {
 			t.Fatalf("batch %d: stored up to %d, want 1", i+1, q.lanes[Data].stored)
 		}
+	}
+}
+
+// TestOldSegmentGoesOn: a segment whose blocks are in a bucket of their own, as
+// before v1.3, is appended to in its own way.
+func TestOldSegmentGoesOn(t *testing.T) {
+	o := testOptions(t)
+	q := mustOpen(t, o)
+	put(t, q, Data)
+	mustSync(t, q)
+	path, size := q.tail[Data].path, q.tail[Data].size
+	mustClose(t, q)
+	b, err := openBolt(path, size, pageSize, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.update(func(tx *bbolt.Tx) error {
+		key := []byte{0, 0, 0, 0, 0, 0, 0, 1}
+		block := bytes.Clone(tx.Bucket(key).Get([]byte(keyRecord)))
+		old, err := tx.CreateBucket([]byte(bucketBatch))
+		if err == nil {
+			err = putBlock(old, 1, block)
+		}
+		if err == nil {
+			err = tx.DeleteBucket(key)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.close(); err != nil {
+		t.Fatal(err)
+	}
+	for n := uint64(2); n < 5; n++ {
+		q = mustOpen(t, o)
+		put(t, q, Data)
+		mustSync(t, q)
+		if got := set(all(t, q, Data)); q.tail[Data].path != path || !got.covers(1, n) || q.Stats().Quarantined > 0 {
+			t.Fatal(got, q.tail[Data].path, q.Stats())
+		}
+		if err := q.tail[Data].file.view(func(tx *bbolt.Tx) error {
+			return tx.ForEach(func(name []byte, _ *bbolt.Bucket) error {
+				if s := string(name); s != bucketBatch && s != bucketMeta {
+					t.Errorf("%x beside the blocks", name)
+				}
+				return nil
+			})
+		}); err != nil {
+			t.Fatal(err)
+		}
+		mustClose(t, q)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -102,7 +103,7 @@ func openGolden(t *testing.T, golden string, reserved uint64) {
 	o := testOptions(t)
 	copyDir(t, golden, o.Dir)
 	q := mustOpen(t, o)
-	defer mustClose(t, q)
+	defer func() { mustClose(t, q) }()
 	if q.Stopped() != "power" || q.Boot() != 2 || q.Stats().Quarantined != 0 {
 		t.Fatal(q.Stopped(), q.Boot(), q.Stats())
 	}
@@ -128,6 +129,14 @@ func openGolden(t *testing.T, golden string, reserved uint64) {
 	}
 	if v, ok, err := q.Meta("b81c0000"); err != nil || !ok || string(v) != "the catalog of the golden queue" {
 		t.Fatal(string(v), ok, err)
+	}
+	// It is gone on with, and nothing of it is taken for damaged.
+	next := put(t, q, Data)
+	mustSync(t, q)
+	crash(q)
+	q = mustOpen(t, o)
+	if got := all(t, q, Data); !slices.Equal(got, append(data, next)) || q.Stats().Quarantined != 0 {
+		t.Fatal(got, q.Stats())
 	}
 }
 

@@ -380,6 +380,7 @@ func (q *Queue) look(l Lane, at uint64, up, leaves bool) (Item, bool, error) {
 			if err := q.closeHole(l, n); err != nil {
 				return Item{}, false, err
 			}
+			below = all
 			continue
 		}
 		var err error

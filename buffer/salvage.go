@@ -384,7 +384,7 @@ func (q *Queue) closeHole(l Lane, n uint64) error {
 		return nil
 	}
 	low, high := uint64(1), ln.given
-	var around []string
+	var around []*segment
 	for _, s := range ln.segs {
 		switch {
 		case s.sum.first == 0:
@@ -394,17 +394,24 @@ func (q *Queue) closeHole(l Lane, n uint64) error {
 			high = min(high, s.sum.first-1)
 		default:
 			low, high = max(low, s.sum.first), min(high, s.sum.last)
-			around = append(around, s.path)
+			around = append(around, s)
 		}
 	}
 	q.mu.Unlock()
 	var here ranges
-	for _, path := range around {
-		if _, _, err := inspect(path, func(number uint64, _ int64) { here.add(number, number) }); err != nil {
+	for _, s := range around {
+		if _, _, err := inspect(s.path, func(number uint64, _ int64) { here.add(number, number) }); err != nil {
 			low, high = n, n
 		}
 	}
 	q.mu.Lock()
+	if here.has(n) { // our own walk finds it and bbolt does not: a repair brings it out
+		for _, s := range around {
+			s.bad = true
+		}
+		q.mu.Unlock()
+		return nil
+	}
 	for _, h := range ln.mem {
 		if !h.gone {
 			here.add(h.seq, h.seq)

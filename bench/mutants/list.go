@@ -163,6 +163,28 @@ func list() []mutant {
 		new:  "		if _, err = newEpoch(); err != nil {\n",
 		test: unit("./buffer", "TestStartOnReadOnlyDisk"),
 	}, {
+		name: "bring nothing back on a read-only disk",
+		why:  "a batch that is whole on disk is told as lost, and written over",
+		file: "buffer/account.go",
+		old:  "	if !anew || q.adrift != nil {\n",
+		new:  "	if !anew {\n",
+		test: unit("./buffer", "TestBroughtBackAdrift"),
+		root: true,
+	}, {
+		name: "blocks beside those of an old segment",
+		why:  "batches that wait since before an update are not found any more",
+		file: "buffer/segment.go",
+		old:  "	if b := tx.Bucket([]byte(bucketBatch)); b != nil {\n",
+		new:  "	if b := tx.Bucket([]byte(bucketBatch)); b != nil && tx.Writable() {\n",
+		test: unit("./buffer", "TestGolden"),
+	}, {
+		name: "a float as the decimal number that is only near",
+		why:  "the cloud gets another value than the device sent",
+		file: "internal/telemetry/pack.go",
+		old:  "if abs(m[0]) < 1<<53 && decimalFloat(m[0], dec, kind) == nums[i] {",
+		new:  "if abs(m[0]) < 1<<53 && dec > 1 {",
+		test: unit("./internal/telemetry", "TestPackedColumns"),
+	}, {
 		name: "take over another store when the disk comes back",
 		why:  "what waits in it is told as lost",
 		file: "buffer/adrift.go",
