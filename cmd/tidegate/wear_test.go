@@ -27,7 +27,8 @@ import (
 // one, for as long as TIDEGATE_WEAR says. What it may write and what it may
 // take is fixed. As root each buffer lies on an ext4 of its own, and the
 // sectors that reach the device are told beside the pages that the buffer
-// counts: with the journal of the file system. make proof-wear runs it.
+// counts, with the journal of the file system; bytes a reading are held for
+// both. make proof-wear runs it.
 func TestWear(t *testing.T) {
 	length, err := time.ParseDuration(os.Getenv("TIDEGATE_WEAR"))
 	if err != nil {
@@ -132,6 +133,9 @@ func (w *wear) measure(t *testing.T, bin string, length time.Duration) {
 	}
 	if w.written > 0 && written/readings > w.written {
 		t.Errorf("%.2f bytes written a reading, at most %.1f", written/readings, w.written)
+	}
+	if w.written > 0 && (d1-d0)/readings > w.written {
+		t.Errorf("%.2f bytes a reading on the device, with the journal, at most %.1f", (d1-d0)/readings, w.written)
 	}
 	if w.stored > 0 && stored/r1 > w.stored {
 		t.Errorf("%.2f bytes stored a reading, at most %.1f", stored/r1, w.stored)
