@@ -128,9 +128,11 @@ func (f *rawFrames) lookDelimited(b []byte) (verdict, int) {
 			switch {
 			case i == len(f.sync) && one:
 				return idle, len(f.sync)
+			case n > f.max:
+				return bad, 0
 			case n > len(b):
 				return wait, 0
-			case i == len(f.sync), n > f.max, !f.holds(f.unescape(b[:n])):
+			case i == len(f.sync), !f.holds(f.unescape(b[:n])):
 				return bad, 0
 			}
 			return whole, n
