@@ -120,12 +120,15 @@ func (s *Scanner) Flush(frame func(raw []byte)) {
 	}
 }
 
-// cut takes all frames out of the buffer. It always leaves room, because a
-// frame is never longer than the buffer.
+// cut takes all frames out of the buffer. It always leaves room: what fills it
+// and still waits is none.
 func (s *Scanner) cut(frame func([]byte)) {
 	rest := s.buf
 	for len(rest) > 0 {
 		v, n := s.f.look(rest)
+		if v == wait && len(rest) == cap(s.buf) {
+			v = bad
+		}
 		if v == wait {
 			break
 		}
