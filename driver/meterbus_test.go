@@ -147,7 +147,7 @@ func meterReadings(t *testing.T, ms *meters, devices []Device, groups int) (map[
 			devices[i].Every = 20 * time.Millisecond
 		}
 	}
-	l := open(t, Options{Name: "m", Connect: "serial://" + path, Timeout: 60 * time.Millisecond, Devices: devices})
+	l := open(t, Options{Name: "m", Connect: "serial://" + path, Timeout: 300 * time.Millisecond, Devices: devices})
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	out := map[uint32][]telemetry.Reading{}
