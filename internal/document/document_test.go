@@ -435,7 +435,7 @@ func TestManyKeys(t *testing.T) { // not in parallel: what other tests allocate 
 		}
 		return b.String()
 	}
-	const many = "more than 5000 keys in one mapping"
+	const many = "more than 10000 keys in one mapping"
 	for _, c := range []struct{ name, src, want string }{
 		{"the whole file", keys(30_000, ""), many},
 		{"one more", keys(maxKeys+1, ""), many},

@@ -18,7 +18,7 @@ const (
 	maxErrors = 8  // syntax errors reported for one file
 	// maxKeys is how many keys a mapping may have, one a line: the parser
 	// copies all that follow for each of them, and needs stack for each.
-	maxKeys = 5000
+	maxKeys = 10_000
 )
 
 // parse fills d from src: checks what the parser cannot take, then parses;
