@@ -46,9 +46,7 @@ func (q *Queue) account(l Lane, clean, anew bool, before int64) error {
 		if err := q.bringBack(l, &known, clean); err != nil {
 			return err
 		}
-		for _, h := range ln.mem {
-			here.add(h.seq, h.seq)
-		}
+		here = *known.without(&was)
 	}
 	here.union(&ln.done)
 	for _, h := range here.holes(1, ln.given) {

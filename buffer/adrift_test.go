@@ -356,31 +356,17 @@ func TestBroughtBackAdrift(t *testing.T) {
 	o := testOptions(t)
 	o.Dir = filepath.Join(dir, "buffer")
 	q := mustOpen(t, o)
-	for range 5 {
-		put(t, q, Data)
-	}
-	mustSync(t, q)
-	path := segmentFiles(t, o.Dir)[0]
-	old, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	undo := undoable(t, q)
 	put(t, q, Data)
 	mustSync(t, q)
-	q.Ack(Data, 5, 5)
+	q.Ack(Data, 5)
 	mustClose(t, q)
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt(old[:2*pageSize], 0); err != nil {
-		t.Fatal(err)
-	}
-	f.Close()
+	undo()
 	remount(t, dir, true)
 	tune := defaultTuning()
 	tune.retry = 0
-	if q, err = open(o, tune); err != nil {
+	q, err := open(o, tune)
+	if err != nil {
 		t.Fatal(err)
 	}
 	want := []uint64{1, 2, 3, 4, 6}

@@ -272,15 +272,7 @@ func TestBroughtBack(t *testing.T) {
 		o := testOptions(t)
 		o.MaxLoss = maxLoss
 		q := mustOpen(t, o)
-		for range 5 {
-			put(t, q, Data)
-		}
-		mustSync(t, q)
-		path := segmentFiles(t, o.Dir)[0]
-		old, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		undo := undoable(t, q)
 		want := uint64(6)
 		put(t, q, Data)
 		if maxLoss > 0 {
@@ -291,14 +283,7 @@ func TestBroughtBack(t *testing.T) {
 		}
 		mustSync(t, q)
 		crash(q)
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := f.WriteAt(old[:2*pageSize], 0); err != nil {
-			t.Fatal(err)
-		}
-		f.Close()
+		undo()
 		for range 2 { // found at the first start, stored again, there at the second
 			q = mustOpen(t, o)
 			if got := set(all(t, q, Data)); got.n != want || !got.covers(1, want) || q.Given(Data) < want || lost(q, Data).has(want) {
@@ -311,4 +296,28 @@ func TestBroughtBack(t *testing.T) {
 			crash(q)
 		}
 	}
+}
+
+// TestBroughtBackByRepair: what memory has no room for is brought back by a
+// repair, and not told as lost.
+func TestBroughtBackByRepair(t *testing.T) {
+	o := testOptions(t)
+	q := mustOpen(t, o)
+	undo := undoable(t, q)
+	for range 10 {
+		put(t, q, Data)
+	}
+	mustSync(t, q)
+	crash(q)
+	undo()
+	tune := defaultTuning()
+	tune.memory = 64
+	q, err := open(o, tune)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := set(all(t, q, Data)); got.n != 15 || !got.covers(1, 15) || lost(q, Data).count(1, 15) > 0 {
+		t.Fatal(got, q.Losses())
+	}
+	crash(q)
 }

@@ -218,17 +218,11 @@ func FuzzImage(f *testing.F) {
 		}
 		_, _ = readState(path)
 		sum, _, err := inspect(path, nil)
-		var n int64
 		scan(bytes.NewReader(b), int64(len(b)), Data, func(r found) {
-			n++
 			if r.at < 0 || r.at+int64(r.length) > int64(len(b)) {
 				t.Fatal(r)
 			}
 		}, func(*ride) {})
-		if err == nil && sum.lane == Data && n < sum.count {
-			// Every batch that a sound segment claims is found raw, unless its bytes are spoiled.
-			t.Skip()
-		}
 		if err != nil || sum.count == 0 {
 			return
 		}

@@ -223,3 +223,29 @@ func rounds(t testing.TB, env string, n int) int {
 	}
 	return n
 }
+
+// undoable stores five batches. What it returns takes back the later commits of
+// their segment, as a disk does that confirmed too early: the records stay.
+func undoable(t *testing.T, q *Queue) func() {
+	t.Helper()
+	for range 5 {
+		put(t, q, Data)
+	}
+	mustSync(t, q)
+	path := segmentFiles(t, q.dir)[0]
+	old, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if _, err := f.WriteAt(old[:2*pageSize], 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -405,7 +405,7 @@ func (q *Queue) closeHole(l Lane, n uint64) error {
 		}
 	}
 	q.mu.Lock()
-	if here.has(n) { // our own walk finds it and bbolt does not: a repair brings it out
+	if here.has(n) && !ln.done.has(n) { // our own walk finds it and bbolt does not: a repair brings it out
 		for _, s := range around {
 			s.bad = true
 		}

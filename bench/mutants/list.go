@@ -171,6 +171,13 @@ func list() []mutant {
 		test: unit("./buffer", "TestBroughtBackAdrift"),
 		root: true,
 	}, {
+		name: "bring back only what memory has room for",
+		why:  "batches that are whole on disk are told as lost",
+		file: "buffer/account.go",
+		old:  "		here = *known.without(&was)\n	}\n	here.union",
+		new:  "		for _, h := range ln.mem {\n			here.add(h.seq, h.seq)\n		}\n	}\n	here.union",
+		test: unit("./buffer", "TestBroughtBackByRepair"),
+	}, {
 		name: "blocks beside those of an old segment",
 		why:  "batches that wait since before an update are not found any more",
 		file: "buffer/segment.go",
