@@ -11,7 +11,7 @@ import (
 
 // The stored form of a batch, version 2. All integers are varints as in
 // encoding/binary; "zigzag" marks the signed ones. Version 1 is the same
-// without the forms from 10 on.
+// without the forms from 10 on and without further devices.
 //
 //	version   byte       2
 //	catalog   4 bytes    what Catalog.Hash says, as bytes
@@ -22,12 +22,18 @@ import (
 //	stretches uvarint    count, then each
 //
 // A stretch is a table: one column a point, one row a group. Groups with the
-// same points in the same order share a stretch, in time order.
+// same points in the same order share a stretch, in time order. Devices of one
+// kind that were read a few times only share one, too: first the rows of the
+// first device, then those of the next, whose points have other numbers at the
+// same distances.
 //
 //	columns   uvarint
 //	first     zigzag     number of the first point, less that of the stretch before
-//	list      byte       0: consecutive numbers; 1: a zigzag difference for each further column
-//	rows      uvarint
+//	list      byte       bit 0: a zigzag difference for each further column follows, else
+//	                     the numbers are consecutive; bit 1: further devices follow, their
+//	                     count (uvarint), then a zigzag each: the number of its first point
+//	                     less that of the device before
+//	rows      uvarint    of each device
 //	times     zigzag     a row each: the first less t0, the second less the first, then
 //	                     the change of the difference
 //	marks     uvarint    count of runs of cells that are not Good, then each:
@@ -84,6 +90,12 @@ const (
 
 const flagSynced = 1
 
+// bits of the list
+const (
+	listed  = 1
+	further = 2
+)
+
 // Batch is a number of groups that share a catalog, a boot, and the offset
 // between wall clock and uptime (within a few milliseconds of slewing).
 type Batch struct {
@@ -104,9 +116,13 @@ type Batch struct {
 
 // stretch is a table under construction.
 type stretch struct {
-	rows   []int // indexes of groups
-	before int   // the stretch before it that begins with the same point, -1: none
+	rows    []int // indexes of groups, those of each device together
+	devices int   // with as many rows each
+	before  int   // the stretch before it that begins with the same point, -1: none
 }
+
+// joinBack is how many kinds of devices may take turns and still share tables.
+const joinBack = 8
 
 // plan is how a column is written.
 type plan struct {
@@ -134,18 +150,27 @@ func AppendBatch(dst []byte, b *Batch) ([]byte, error) {
 		flags |= flagSynced
 	}
 	dst = append(dst, flags)
-	dst = binary.AppendUvarint(dst, uint64(b.Boot))
-	dst = binary.AppendVarint(dst, at.Wall)
-	dst = binary.AppendVarint(dst, at.Wall-at.Mono)
+	dst = appendUint(dst, uint64(b.Boot))
+	dst = appendZigzag(dst, at.Wall)
+	dst = appendZigzag(dst, at.Wall-at.Mono)
 
-	stretches := b.groupRows()
-	dst = binary.AppendUvarint(dst, uint64(len(stretches)))
+	stretches := join(b.groupRows(), b.Groups)
+	dst = appendUint(dst, uint64(len(stretches)))
 	previous := int64(0)
 	for _, s := range stretches {
-		dst, previous = b.appendStretch(dst, s.rows, at.Wall, previous)
+		dst, previous = b.appendStretch(dst, s, at.Wall, previous)
 	}
 	return dst, nil
 }
+
+// appendUint and appendZigzag write what stands once in a table or a row. They
+// are not inlined: a dozen such loops are 2 kB of the binary.
+//
+//go:noinline
+func appendUint(dst []byte, u uint64) []byte { return binary.AppendUvarint(dst, u) }
+
+//go:noinline
+func appendZigzag(dst []byte, n int64) []byte { return binary.AppendVarint(dst, n) }
 
 // groupRows collects groups with the same points into stretches, in order
 // of first appearance. They are valid until the next call.
@@ -173,7 +198,7 @@ next:
 		}
 		n := len(out)
 		out = slices.Grow(out, 1)[:n+1] // with the rows that it had, to be filled again
-		out[n] = stretch{append(out[n].rows[:0], i), before}
+		out[n] = stretch{append(out[n].rows[:0], i), 1, before}
 		b.newest[rs[0].Point] = n
 	}
 	b.stretches = out
@@ -192,32 +217,83 @@ func samePoints(a, b []Reading) bool {
 	return true
 }
 
-func (b *Batch) appendStretch(dst []byte, rows []int, t0, previous int64) ([]byte, int64) {
-	groups := b.Groups
+// join brings devices of one kind into one table, whose columns are long enough
+// for the packed forms then.
+func join(stretches []stretch, groups []Group) []stretch {
+	out := stretches[:0]
+next:
+	for i := range stretches {
+		s := &stretches[i]
+		if n := len(s.rows); n < packFrom {
+			for k := len(out) - 1; k >= max(len(out)-joinBack, 0); k-- {
+				if x := &out[k]; len(x.rows) == n*x.devices && sameShape(groups[x.rows[0]].Readings, groups[s.rows[0]].Readings) {
+					x.rows = append(x.rows, s.rows...)
+					x.devices++
+					continue next
+				}
+			}
+		}
+		n := len(out)
+		out = out[:n+1]
+		out[n], *s = *s, out[n] // both keep the memory of their rows
+	}
+	return out
+}
+
+// sameShape tells whether the points of both have numbers at the same distances,
+// and values of the same kinds.
+func sameShape(a, b []Reading) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	apart := int64(b[0].Point) - int64(a[0].Point)
+	for i := range a {
+		x, y := &a[i].Value, &b[i].Value
+		if int64(b[i].Point)-int64(a[i].Point) != apart || x.kind != y.kind && x.kind != None && y.kind != None || x.dec != y.dec && x.kind == y.kind {
+			return false
+		}
+	}
+	return true
+}
+
+func (b *Batch) appendStretch(dst []byte, s stretch, t0, previous int64) ([]byte, int64) {
+	groups, rows := b.Groups, s.rows
+	each := len(rows) / s.devices
 	head := groups[rows[0]].Readings
 	first := int64(head[0].Point)
-	dst = binary.AppendUvarint(dst, uint64(len(head)))
-	dst = binary.AppendVarint(dst, first-previous)
+	dst = appendUint(dst, uint64(len(head)))
+	dst = appendZigzag(dst, first-previous)
 	consecutive := true
 	for i := range head {
 		consecutive = consecutive && int64(head[i].Point) == first+int64(i)
 	}
-	if consecutive {
-		dst = append(dst, 0)
-	} else {
-		dst = append(dst, 1)
-		for i := 1; i < len(head); i++ {
-			dst = binary.AppendVarint(dst, int64(head[i].Point)-int64(head[i-1].Point))
+	list := byte(0)
+	if !consecutive {
+		list |= listed
+	}
+	if s.devices > 1 {
+		list |= further
+	}
+	dst = append(dst, list)
+	for i := 1; i < len(head) && !consecutive; i++ {
+		dst = appendZigzag(dst, int64(head[i].Point)-int64(head[i-1].Point))
+	}
+	if s.devices > 1 {
+		dst = appendUint(dst, uint64(s.devices-1))
+		for last, i := first, each; i < len(rows); i += each {
+			p := int64(groups[rows[i]].Readings[0].Point)
+			dst = appendZigzag(dst, p-last)
+			last = p
 		}
 	}
-	dst = binary.AppendUvarint(dst, uint64(len(rows)))
+	dst = appendUint(dst, uint64(each))
 	last, step := t0, int64(0)
 	for i, r := range rows {
 		d := groups[r].At.Wall - last
 		if i < 2 {
-			dst = binary.AppendVarint(dst, d)
+			dst = appendZigzag(dst, d)
 		} else {
-			dst = binary.AppendVarint(dst, d-step)
+			dst = appendZigzag(dst, d-step)
 		}
 		if i > 0 {
 			step = d
@@ -242,7 +318,7 @@ func (b *Batch) appendStretch(dst []byte, rows []int, t0, previous int64) ([]byt
 		for c+n < len(head) && b.plans[c+n].shares(p) {
 			n++
 		}
-		dst = binary.AppendUvarint(dst, uint64(n))
+		dst = appendUint(dst, uint64(n))
 		dst = append(dst, p.form)
 		if p.form == formInt || p.form == formUint {
 			dst = append(dst, p.dec)
@@ -293,10 +369,10 @@ func appendMarks(dst []byte, groups []Group, rows []int) []byte {
 		if start < 0 {
 			return
 		}
-		dst = binary.AppendUvarint(dst, uint64(start-end))
-		dst = binary.AppendUvarint(dst, uint64(cell-start))
+		dst = appendUint(dst, uint64(start-end))
+		dst = appendUint(dst, uint64(cell-start))
 		dst = append(dst, m.quality)
-		dst = binary.AppendUvarint(dst, uint64(m.cause))
+		dst = appendUint(dst, uint64(m.cause))
 		runs, end, start = runs+1, cell, -1
 	}
 	for _, r := range rows {
@@ -316,7 +392,7 @@ func appendMarks(dst []byte, groups []Group, rows []int) []byte {
 	if runs < 0x80 {
 		return slices.Insert(dst, at, byte(runs))
 	}
-	return slices.Insert(dst, at, binary.AppendUvarint(nil, runs)...)
+	return slices.Insert(dst, at, appendUint(nil, runs)...)
 }
 
 // gather brings the values of a column into b.nums. same is false if they are
@@ -381,11 +457,13 @@ func (b *Batch) plan(rows []int, c int, before plan, packedDec byte) plan {
 		try(nums, dec)
 		return best
 	}
-	try(nums, packBits)
 	if dec, ok := decimals(nums, kind); ok {
 		b.exact = append(b.exact[:0], nums...)
 		mantissas(b.exact, nums, dec, kind)
 		try(b.exact, dec)
+	}
+	if best.form < formPackedInt { // decimal numbers are shorter than the bits of their floats
+		try(nums, packBits)
 	}
 	return best
 }

@@ -151,7 +151,8 @@ func (d *decoder) varint() int64 { return unzigzag(d.uvarint()) }
 
 func unzigzag(u uint64) int64 { return int64(u>>1) ^ -int64(u&1) }
 
-// stretch reads one table and returns its first point number.
+// stretch reads one table, or those of devices that share one, and returns its
+// first point number.
 func (d *decoder) stretch(t0, previous int64) int64 {
 	ncols := d.uvarint()
 	first := previous + d.varint()
@@ -160,8 +161,8 @@ func (d *decoder) stretch(t0, previous int64) int64 {
 		return 0
 	}
 	cols := int(ncols)
-	listed := d.byte()
-	if listed == 0 && first+int64(cols)-1 > math.MaxUint32 || listed == 1 && cols > d.left()+1 || listed > 1 {
+	list := d.byte()
+	if list&listed == 0 && first+int64(cols)-1 > math.MaxUint32 || list&listed != 0 && cols > d.left()+1 || list > listed|further {
 		d.fail("bad point list")
 		return 0
 	}
@@ -173,7 +174,7 @@ func (d *decoder) stretch(t0, previous int64) int64 {
 	}
 	p := first
 	for i := 0; i < cols; i++ {
-		if i > 0 && listed == 0 {
+		if i > 0 && list&listed == 0 {
 			p++
 		} else if i > 0 {
 			p += d.varint()
@@ -185,13 +186,17 @@ func (d *decoder) stretch(t0, previous int64) int64 {
 		t.points = append(t.points, uint32(p))
 		t.highest = max(t.highest, uint32(p))
 	}
+	devices := 1
+	if list&further != 0 {
+		devices = d.devices(h)
+	}
 	nrows := d.uvarint()
-	if nrows == 0 || nrows > uint64(d.left()) || nrows > maxCells/ncols ||
-		h.cell+int(nrows)*cols > maxCells {
+	if nrows == 0 || nrows > uint64(d.left()) || nrows > uint64(maxCells/(cols*devices)) ||
+		h.cell+int(nrows)*devices*cols > maxCells {
 		d.fail("bad row count")
 		return 0
 	}
-	h.rows = int(nrows)
+	h.rows = int(nrows) * devices
 	time, step := t0, int64(0)
 	for i := range h.rows {
 		v := d.varint()
@@ -203,8 +208,8 @@ func (d *decoder) stretch(t0, previous int64) int64 {
 		}
 		before := time
 		time += v
-		if i == 0 {
-			d.mixed = d.mixed || len(t.heads) > 0 && time < d.begins
+		if i%int(nrows) == 0 {
+			d.mixed = d.mixed || len(t.heads)+i > 0 && time < d.begins
 			d.begins = time
 		} else if time < before { // also where it runs over
 			d.mixed = true
@@ -245,8 +250,35 @@ func (d *decoder) stretch(t0, previous int64) int64 {
 		d.cells(&h, c*h.rows, int(n)*h.rows, form)
 		c += int(n)
 	}
-	t.heads = append(t.heads, h)
+	if devices == 1 {
+		t.heads = append(t.heads, h)
+	} else if d.err == nil {
+		t.part(h, devices)
+	}
 	return first
+}
+
+// devices reads the numbers of the points of further devices, and tells how many
+// devices share the table.
+func (d *decoder) devices(h head) int {
+	n, t := d.uvarint(), d.t
+	if n > uint64(d.left()) || n >= uint64((maxCells-h.col)/h.cols) {
+		d.fail("bad device count")
+		return 1
+	}
+	for range n {
+		apart := d.varint()
+		for _, p := range t.points[len(t.points)-h.cols:] {
+			p := int64(p) + apart
+			if p < 0 || p > math.MaxUint32 {
+				d.fail("bad point number")
+				return 1
+			}
+			t.points = append(t.points, uint32(p))
+			t.highest = max(t.highest, uint32(p))
+		}
+	}
+	return int(n) + 1
 }
 
 // formKinds says how the cells of a form are held.

@@ -35,6 +35,9 @@ type Tables struct {
 	nums    []uint64 // cells, by columns: a mantissa, bits, or an index of values
 	marks   []mark   // of tables that have any, beside their cells
 	values  []Value  // texts, and cells of columns that mix kinds
+
+	wereNums  []uint64 // scratch of part
+	wereMarks []mark
 }
 
 // head is where a table begins, and how large it is.
@@ -121,6 +124,38 @@ func (t *Tables) sortRows(h *head) {
 		permute(t.nums[h.cell+c*h.rows:], from)
 		if h.mark >= 0 {
 			permute(t.marks[h.mark+c*h.rows:], from)
+		}
+	}
+}
+
+// part gives each of the devices that share a table one of its own.
+func (t *Tables) part(h head, devices int) {
+	whole, columns := h, t.columns[h.col:]
+	h.rows /= devices
+	for range devices {
+		t.heads = append(t.heads, h)
+		t.columns = append(t.columns, columns...)
+		h.col, h.row, h.cell = h.col+h.cols, h.row+h.rows, h.cell+h.cols*h.rows
+		if h.mark >= 0 {
+			h.mark += h.cols * h.rows
+		}
+	}
+	t.columns = t.columns[:h.col]
+	regroup(t.nums[whole.cell:], &t.wereNums, whole, devices)
+	if whole.mark >= 0 {
+		regroup(t.marks[whole.mark:], &t.wereMarks, whole, devices)
+	}
+}
+
+// regroup brings cells that stand by columns of all devices into those of each.
+func regroup[T any](cells []T, scratch *[]T, h head, devices int) {
+	was := append((*scratch)[:0], cells...)
+	*scratch = was
+	each := h.rows / devices
+	for c := range h.cols {
+		for k := range devices {
+			copy(cells[(k*h.cols+c)*each:][:each], was)
+			was = was[each:]
 		}
 	}
 }

@@ -112,7 +112,10 @@ func wild(rng *rand.Rand, c *telemetry.Catalog) *telemetry.Batch {
 			ways[p] = course(rng)
 		}
 	}
-	for range 1 + rng.IntN(40) {
+	if rng.IntN(2) == 0 { // both devices are of one kind
+		copy(ways[3:6], ways)
+	}
+	for range 1 + rng.IntN([]int{8, 40}[rng.IntN(2)]) {
 		at += rng.Int64N(3000)
 		// One device a group, a run of its points, sometimes in another order.
 		from := []int{0, 3, 6}[rng.IntN(3)]
