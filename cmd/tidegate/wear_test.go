@@ -27,8 +27,8 @@ import (
 // one, for as long as TIDEGATE_WEAR says. What it may write and what it may
 // take is fixed. As root each buffer lies on an ext4 of its own, and the
 // sectors that reach the device are told beside the pages that the buffer
-// counts, with the journal of the file system; bytes a reading are held for
-// both. make proof-wear runs it.
+// counts, with the journal of the file system; where points are read often,
+// bytes a reading are held for both. make proof-wear runs it.
 func TestWear(t *testing.T) {
 	length, err := time.ParseDuration(os.Getenv("TIDEGATE_WEAR"))
 	if err != nil {
@@ -36,10 +36,10 @@ func TestWear(t *testing.T) {
 	}
 	bin := buildBinary(t)
 	for _, w := range []wear{
-		{name: "50-2s", devices: 1, points: 50, every: "10ms", loss: "2s", written: 4.0, stored: 2.0},
-		{name: "50-10s", devices: 1, points: 50, every: "10ms", loss: "10s", written: 2.0, stored: 2.0},
-		{name: "5000-2s", devices: 100, points: 50, every: "1s", loss: "2s"},
-		{name: "5000-10s", devices: 100, points: 50, every: "1s", loss: "10s"},
+		{name: "50-2s", devices: 1, points: 50, every: "10ms", loss: "2s", written: 4.0, onDevice: 4.0, stored: 2.0},
+		{name: "50-10s", devices: 1, points: 50, every: "10ms", loss: "10s", written: 2.0, onDevice: 2.0, stored: 2.0},
+		{name: "5000-2s", devices: 100, points: 50, every: "1s", loss: "2s", written: 4.0, stored: 2.0},
+		{name: "5000-10s", devices: 100, points: 50, every: "1s", loss: "10s", written: 2.0, stored: 2.0},
 		{name: "1-2s", devices: 1, points: 1, every: "1s", loss: "2s"},
 		{name: "1-60s", devices: 1, points: 1, every: "1s", loss: "60s", day: 60e6},
 		{name: "online", devices: 100, points: 50, every: "1s", loss: "2s", online: true, day: 2e6},
@@ -55,12 +55,12 @@ func TestWear(t *testing.T) {
 // the flash; 0: only told. Points that are read often take less: a batch of a
 // thousand readings has twenty of each, or only one.
 type wear struct {
-	name            string
-	devices, points int
-	every, loss     string
-	online          bool
-	written, stored float64 // bytes a reading
-	day             float64 // bytes written a day
+	name                      string
+	devices, points           int
+	every, loss               string
+	online                    bool
+	written, onDevice, stored float64 // bytes a reading
+	day                       float64 // bytes written a day
 }
 
 func (w *wear) measure(t *testing.T, bin string, length time.Duration) {
@@ -134,8 +134,8 @@ func (w *wear) measure(t *testing.T, bin string, length time.Duration) {
 	if w.written > 0 && written/readings > w.written {
 		t.Errorf("%.2f bytes written a reading, at most %.1f", written/readings, w.written)
 	}
-	if w.written > 0 && (d1-d0)/readings > w.written {
-		t.Errorf("%.2f bytes a reading on the device, with the journal, at most %.1f", (d1-d0)/readings, w.written)
+	if w.onDevice > 0 && (d1-d0)/readings > w.onDevice {
+		t.Errorf("%.2f bytes a reading on the device, with the journal, at most %.1f", (d1-d0)/readings, w.onDevice)
 	}
 	if w.stored > 0 && stored/r1 > w.stored {
 		t.Errorf("%.2f bytes stored a reading, at most %.1f", stored/r1, w.stored)
