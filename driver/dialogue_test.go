@@ -83,7 +83,7 @@ func TestPollAndListen(t *testing.T) {
 	var inits atomic.Int64
 	go answers(master, 7, &asks, &inits)
 	a, b := parse(t, asked), parse(t, talks)
-	l := open(t, Options{Name: "mix", Connect: "serial://" + path, Timeout: 40 * time.Millisecond, Devices: []Device{
+	l := open(t, Options{Name: "mix", Connect: "serial://" + path, Timeout: 300 * time.Millisecond, Devices: []Device{
 		{Name: "asked", Map: a, Every: 25 * time.Millisecond, Base: 0},
 		{Name: "silent", Map: a, Unit: 9, Every: 50 * time.Millisecond, Base: 1},
 		{Name: "talks", Map: b, Every: time.Second, Base: 2},

@@ -75,12 +75,12 @@ func TestFlippedBits(t *testing.T) {
 				s := newSlave(kindRTU, seed)
 				rng := rand.New(rand.NewPCG(seed, uint64(lane)))      // of the goroutine below
 				ask := rand.New(rand.NewPCG(seed, uint64(lane)+1000)) // of this one
-				var noise, whole, damaged atomic.Int64
+				var noise, whole, damaged, flips atomic.Int64
 				master, path := openPTY(t)
 				flip := func(b []byte) bool {
 					bad := false
 					for i := range b {
-						if rng.IntN(every) == 0 {
+						if certain := flips.Add(1) == 1000 && every < 10000; certain || rng.IntN(every) == 0 {
 							b[i] ^= 1 << rng.IntN(8)
 							bad = true
 						}
@@ -120,7 +120,7 @@ func TestFlippedBits(t *testing.T) {
 						})()
 					}
 				}()
-				l := open(t, Options{Name: "n", Connect: "rtu://" + path, Line: "115200 8N1", Timeout: 60 * time.Millisecond,
+				l := open(t, Options{Name: "n", Connect: "rtu://" + path, Line: "115200 8N1", Timeout: 150 * time.Millisecond,
 					Devices: []Device{{Name: "d", Unit: 200, Every: time.Hour, Map: custom(t, 1)}}})
 				var c tally
 				for range 250 {

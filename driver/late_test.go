@@ -125,6 +125,7 @@ func TestLateSweep(t *testing.T) {
 						for i := range 8 { // the rest of the cycle is as any other
 							at := (pos + i) % 50
 							if i == 1 {
+								until(t, 10*time.Second, "the fault before this one", func() bool { return !fire.Load() })
 								fire.Store(true)
 							}
 							count := uint16(2)
@@ -175,6 +176,7 @@ func TestVeryLate(t *testing.T) {
 			l := bus(t, s, "rtu", timeout)
 			var c tally
 			for pos := range 6 {
+				until(t, 10*time.Second, "the fault before this one", func() bool { return !fire.Load() })
 				fire.Store(true)
 				for i := range 9 {
 					c.read(t, l, s, 1, profile.Holding, uint16((pos*9+i)*16), 4)
@@ -196,7 +198,7 @@ func TestEchoLooksLikeAnswer(t *testing.T) {
 	s.plan = func(n int, _ byte, _ uint16) fault {
 		return fault{name: "echo", echo: true, onlyEcho: n == 1}
 	}
-	l := bus(t, s, "rtu", 300*time.Millisecond)
+	l := bus(t, s, "rtu", time.Second)
 	var c tally
 	err := c.read(t, l, s, 1, profile.Coils, 0x0301, 20)
 	var e *Error
@@ -219,7 +221,7 @@ func TestRepeatedAnswer(t *testing.T) {
 	s.plan = func(int, byte, uint16) fault {
 		return fault{name: "twice", twice: true, pieces: 2, split: 5 * time.Millisecond}
 	}
-	l := open(t, Options{Name: "b", Connect: "rtu://" + s.onPTY(t), Line: "115200 8N1", Timeout: 200 * time.Millisecond, Gap: 60 * time.Millisecond,
+	l := open(t, Options{Name: "b", Connect: "rtu://" + s.onPTY(t), Line: "115200 8N1", Timeout: time.Second, Gap: 200 * time.Millisecond,
 		Devices: []Device{{Name: "d", Unit: 200, Every: time.Hour, Map: custom(t, 1)}}})
 	var c tally
 	for i := range 30 {
@@ -241,7 +243,7 @@ func TestRandomFaults(t *testing.T) {
 		seed = s
 	}
 	t.Logf("SEED=%d", seed)
-	const timeout = 25 * time.Millisecond
+	const timeout = 60 * time.Millisecond
 	const lanes, reads = 8, 1250
 	mediums := []string{"rtu", "rtu", "rtu", "ascii", "rtu+tcp", "tcp", "tcp", "tcp"}
 	total := make(chan tally, lanes)
@@ -254,10 +256,16 @@ func TestRandomFaults(t *testing.T) {
 				s.order = lane%2 == 0
 				s.units = []byte{1, 2, 3, 4}
 				rng := rand.New(rand.NewPCG(seed, uint64(lane)))
-				s.plan = func(int, byte, uint16) fault { // called under no lock, one at a time per connection
+				s.plan = func(n int, _ byte, _ uint16) fault { // called under no lock, one at a time per connection
 					s.mu.Lock()
 					defer s.mu.Unlock()
-					return randomFault(s.rng, s.kind, timeout)
+					if n%20 == 0 && n/20 <= faultKinds { // each comes once for certain
+						return randomFault(s.rng, n/20-1, s.kind, timeout)
+					}
+					if s.rng.IntN(10) > 0 {
+						return fault{}
+					}
+					return randomFault(s.rng, s.rng.IntN(faultKinds), s.kind, timeout)
 				}
 				l := bus(t, s, medium, timeout)
 				var c tally
@@ -292,12 +300,11 @@ func TestRandomFaults(t *testing.T) {
 	}
 }
 
-// randomFault is a good answer nine times of ten.
-func randomFault(rng *rand.Rand, k kind, timeout time.Duration) fault {
-	if rng.IntN(100) >= 10 {
-		return fault{}
-	}
-	switch rng.IntN(14) {
+const faultKinds = 14
+
+// randomFault is a fault of one of faultKinds, how bad is drawn by lot.
+func randomFault(rng *rand.Rand, which int, k kind, timeout time.Duration) fault {
+	switch which {
 	case 0:
 		return fault{name: "late", delay: time.Duration((0.5 + 4.5*rng.Float64()) * float64(timeout))}
 	case 1:
@@ -333,7 +340,7 @@ func randomFault(rng *rand.Rand, k kind, timeout time.Duration) fault {
 
 // TestFaultsNamed: each fault has its cause, and two good polls follow soon.
 func TestFaultsNamed(t *testing.T) {
-	const timeout = 40 * time.Millisecond
+	const timeout = 400 * time.Millisecond
 	for _, c := range []struct {
 		fault fault
 		tcp   bool

@@ -147,8 +147,8 @@ func meterReadings(t *testing.T, ms *meters, devices []Device, groups int) (map[
 			devices[i].Every = 20 * time.Millisecond
 		}
 	}
-	l := open(t, Options{Name: "m", Connect: "serial://" + path, Timeout: 300 * time.Millisecond, Devices: devices})
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	l := open(t, Options{Name: "m", Connect: "serial://" + path, Timeout: time.Second, Devices: devices})
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	out := map[uint32][]telemetry.Reading{}
 	n := 0

@@ -110,7 +110,7 @@ func TestScanTCP(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			connect, asked := modbusHost(t, c.hangups, c.answer)
-			c.o.Timeout = 150 * time.Millisecond
+			c.o.Timeout = time.Second
 			r, err := Scan(t.Context(), connect, c.o, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -156,7 +156,7 @@ func TestScanIdentify(t *testing.T) {
 		return []byte{p[0] | 0x80, 1}
 	})
 	for _, identify := range []bool{false, true} {
-		r, err := Scan(t.Context(), connect, ScanOptions{Timeout: 150 * time.Millisecond, Identify: identify}, nil)
+		r, err := Scan(t.Context(), connect, ScanOptions{Timeout: time.Second, Identify: identify}, nil)
 		if err != nil || len(r.Units) != 1 {
 			t.Fatalf("%+v, %v", r, err)
 		}
@@ -187,7 +187,7 @@ func TestScanRTUOverTCP(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- s.ServeRTUOverTCP(ctx, ln, sim.Wire{}) }()
 	t.Cleanup(func() { cancel(); <-done })
-	r, err := Scan(t.Context(), "rtu+tcp://"+ln.Addr().String(), ScanOptions{IDs: []int{10, 11, 12, 13}, Timeout: 100 * time.Millisecond}, nil)
+	r, err := Scan(t.Context(), "rtu+tcp://"+ln.Addr().String(), ScanOptions{IDs: []int{10, 11, 12, 13}, Timeout: 500 * time.Millisecond}, nil)
 	if err != nil || !slices.Equal(ids(r), []int{12}) {
 		t.Errorf("%+v, %v", r, err)
 	}

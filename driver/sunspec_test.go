@@ -20,7 +20,7 @@ func inverter(t *testing.T, connect string) (*Line, *profile.Profile) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := Options{Name: "pv", Connect: connect, Timeout: 300 * time.Millisecond,
+	o := Options{Name: "pv", Connect: connect, Timeout: 2 * time.Second,
 		Devices: []Device{{Name: "inverter", Unit: 1, Every: 100 * time.Millisecond, Map: p}}}
 	return open(t, o), p
 }

@@ -172,7 +172,7 @@ func TestStartedAnew(t *testing.T) {
 		}
 		return raw("7E 00 03 43 00 B9 7E")
 	})
-	l := open(t, Options{Name: "pm", Connect: "serial://" + path, Timeout: 300 * time.Millisecond, Devices: []Device{{Name: "pm", Map: p, Every: 20 * time.Millisecond}}})
+	l := open(t, Options{Name: "pm", Connect: "serial://" + path, Timeout: 2 * time.Second, Devices: []Device{{Name: "pm", Map: p, Every: 20 * time.Millisecond}}})
 	var got sink
 	end := run(t, l, got.emit)
 	until(t, 5*time.Second, "five values", func() bool { return len(got.values(1)) >= 5 })
@@ -206,7 +206,7 @@ talk: {ask: [{hex: %s, frames: 0, wait: 500ms}, {hex: %s}, {hex: %s, frames: 0}]
 	go dev.play(master, map[string]string{"wake": wake, "query": query, "sleep": sleep, "co2": "FF 01 86 00 00 00 00 00 79"}, func(name string) []byte {
 		return map[string][]byte{"query": raw("aa c0 09 00 0c 00 58 d9 46 ab"), "co2": raw("ff 86 02 7c 42 00 00 00 ba")}[name]
 	})
-	l := open(t, Options{Name: "air", Connect: "serial://" + path, Timeout: 100 * time.Millisecond, Devices: []Device{
+	l := open(t, Options{Name: "air", Connect: "serial://" + path, Timeout: time.Second, Devices: []Device{
 		{Name: "pm", Map: p, Every: 5 * time.Second}, {Name: "co2", Map: co2, Every: 50 * time.Millisecond, Base: 2}}})
 	var got sink
 	end := run(t, l, got.emit)
@@ -246,7 +246,7 @@ func TestMemory(t *testing.T) {
 		}
 		return raw("ac 60 37 48 03 0c 0b 0" + name + " 0d")
 	})
-	l := open(t, Options{Name: "bp", Connect: "serial://" + path, Timeout: 300 * time.Millisecond, Devices: []Device{{Name: "bp", Map: p, Every: 150 * time.Millisecond}}})
+	l := open(t, Options{Name: "bp", Connect: "serial://" + path, Timeout: 2 * time.Second, Devices: []Device{{Name: "bp", Map: p, Every: 150 * time.Millisecond}}})
 	var got sink
 	run(t, l, got.emit)
 	until(t, 5*time.Second, "two rounds", func() bool { return strings.Count(dev.told(), "count") >= 3 })
@@ -293,7 +293,7 @@ func TestForeignFrames(t *testing.T) {
 		later(frame(1, 0x12, 70))
 		return frame(1, 0x10, 11)
 	})
-	l := open(t, Options{Name: "road", Connect: "serial://" + path, Timeout: 200 * time.Millisecond, Devices: []Device{
+	l := open(t, Options{Name: "road", Connect: "serial://" + path, Timeout: time.Second, Devices: []Device{
 		{Name: "one", Map: p, Unit: 1, Every: 100 * time.Millisecond}, {Name: "two", Map: p, Unit: 2, Every: 100 * time.Millisecond, Base: 100}}})
 	var got sink
 	run(t, l, got.emit)

@@ -24,7 +24,7 @@ func TestTap(t *testing.T) {
 		answers++
 		return raw("ff 86 02 7c 42 00 00 00 ba")
 	})
-	l := open(t, Options{Name: "air", Connect: "serial://" + path, Timeout: 100 * time.Millisecond, Devices: []Device{{Name: "co2", Map: p, Every: 20 * time.Millisecond}}})
+	l := open(t, Options{Name: "air", Connect: "serial://" + path, Timeout: 2 * time.Second, Devices: []Device{{Name: "co2", Map: p, Every: 20 * time.Millisecond}}})
 	var got sink
 	run(t, l, got.emit)
 	until(t, 5*time.Second, "a first value", func() bool { return len(got.values(0)) > 0 })

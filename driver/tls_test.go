@@ -36,7 +36,7 @@ func clientFiles(dir string) *TLS {
 
 func tlsLine(t *testing.T, addr string, files *TLS) *Line {
 	t.Helper()
-	return open(t, Options{Name: "plant", Connect: "tls://" + addr, Timeout: time.Second, TLS: files,
+	return open(t, Options{Name: "plant", Connect: "tls://" + addr, Timeout: 5 * time.Second, TLS: files,
 		Devices: []Device{{Name: "d", Unit: 17, Every: 50 * time.Millisecond, Map: custom(t, 4)}}})
 }
 
@@ -122,7 +122,7 @@ func TestTLSRefusals(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := tlsLine(t, c.addr, c.files)
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			defer cancel()
 			_, err := l.Exchange(ctx, 17, profile.Holding, 0, 1)
 			var e *Error
@@ -155,14 +155,14 @@ func TestTLSRuns(t *testing.T) {
 		case 3:
 			return fault{name: "split", pieces: 5, split: 3 * time.Millisecond}
 		case 7:
-			return fault{name: "late", delay: 400 * time.Millisecond}
+			return fault{name: "late", delay: 800 * time.Millisecond}
 		case 11:
 			return fault{name: "short", short: true}
 		}
 		return fault{}
 	}
 	s.listen(t, tls.NewListener(ln, conf))
-	l := open(t, Options{Name: "plant", Connect: "tls://" + ln.Addr().String(), Timeout: 250 * time.Millisecond, TLS: clientFiles(dir),
+	l := open(t, Options{Name: "plant", Connect: "tls://" + ln.Addr().String(), Timeout: 500 * time.Millisecond, TLS: clientFiles(dir),
 		Devices: []Device{{Name: "d", Unit: 17, Every: 50 * time.Millisecond, Map: custom(t, 1)}}})
 	var c tally
 	for i := range 60 {

@@ -58,7 +58,7 @@ func writeLine(t *testing.T, medium string, s *sim.Slave, m *profile.Profile) *L
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	o := Options{Name: "w", Timeout: 500 * time.Millisecond, Devices: []Device{{Name: "d", Unit: 7, Every: time.Hour, Map: m, Points: m.Points}}}
+	o := Options{Name: "w", Timeout: 2 * time.Second, Devices: []Device{{Name: "d", Unit: 7, Every: time.Hour, Map: m, Points: m.Points}}}
 	switch medium {
 	case "rtu", "ascii":
 		master, path := openPTY(t)
@@ -141,7 +141,7 @@ func TestWritePoint(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+				ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 				dry, err := l.WritePoint(ctx, "d", c.point, v, WriteOptions{DryRun: true})
 				if err != nil || dry.Sent || dry.Function != c.fc {
 					t.Errorf("%s dry: %+v, %v", c.point, dry, err)
@@ -403,7 +403,7 @@ func TestIdentify(t *testing.T) {
 				}
 			}
 		}
-		o := Options{Name: "i", Line: "115200 8N1", Timeout: 300 * time.Millisecond, Devices: []Device{{Name: "d", Unit: 7, Every: time.Hour, Map: custom(t, 1)}}}
+		o := Options{Name: "i", Line: "115200 8N1", Timeout: 2 * time.Second, Devices: []Device{{Name: "d", Unit: 7, Every: time.Hour, Map: custom(t, 1)}}}
 		if k == kindTCP {
 			go func() {
 				c, err := ln.Accept()
