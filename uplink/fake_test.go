@@ -191,7 +191,7 @@ func (s *store) waiting() int {
 
 // quick are times that suit a loopback.
 func quick() tuning {
-	return tuning{connect: 2 * time.Second, write: 500 * time.Millisecond, ack: 250 * time.Millisecond,
+	return tuning{connect: 5 * time.Second, write: 2 * time.Second, ack: time.Second,
 		grace: time.Second, backoff: 2 * time.Millisecond, backoffMax: 20 * time.Millisecond, stable: time.Minute,
 		status: time.Minute, meta: time.Hour, retry: 10 * time.Millisecond,
 		receipt: time.Minute, spread: 20 * time.Millisecond, look: 20 * time.Millisecond, verdict: 100 * time.Millisecond, glance: time.Hour, home: 50 * time.Millisecond}
@@ -259,6 +259,7 @@ func start(t testing.TB, u *Uplink, src Source) *running {
 
 func eventually(t testing.TB, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
+	limit *= 5 // the machine may be busy with other tests
 	for end := time.Now().Add(limit); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not within %s: %s", limit, what)

@@ -266,7 +266,7 @@ func TestRetryAfter(t *testing.T) {
 	u.stop()
 	early := 0
 	for _, g := range v.all() {
-		if after := g.at.Sub(asked); g.key != "" && after > 50*time.Millisecond && after < 950*time.Millisecond {
+		if after := g.at.Sub(asked); g.key != "" && after > 400*time.Millisecond && after < 950*time.Millisecond {
 			early++
 		}
 	}

@@ -142,7 +142,7 @@ func TestFieldMistakes(t *testing.T) {
 			if x.change != nil {
 				x.change(up)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			steps := up.Test(ctx)
 			e := steps[x.step].Err

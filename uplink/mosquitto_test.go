@@ -84,7 +84,7 @@ func (m *mosquitto) start() {
 	// Its log says when it is ready. Knocking with a bare TCP connection
 	// would leave an error in OpenSSL's queue that mosquitto then takes for
 	// one of the next client.
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		b, _ := os.ReadFile(filepath.Join(m.dir, "log"))
 		if strings.Contains(string(b), " running") {
 			return

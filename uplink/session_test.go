@@ -168,11 +168,11 @@ func TestTokenTrap(t *testing.T) {
 	b := hostile()
 	c := mqtt.NewClient(mqtt.NewClientOptions().AddBroker("tcp://" + b.Addr()).SetClientID("trap").
 		SetAutoReconnect(true).SetMaxReconnectInterval(50 * time.Millisecond).SetCleanSession(true))
-	if tok := c.Connect(); !tok.WaitTimeout(5*time.Second) || tok.Error() != nil {
+	if tok := c.Connect(); !tok.WaitTimeout(30*time.Second) || tok.Error() != nil {
 		t.Fatal(tok.Error())
 	}
 	tok := c.Publish("up", 1, false, "lost for good")
-	if !tok.WaitTimeout(10 * time.Second) {
+	if !tok.WaitTimeout(time.Minute) {
 		t.Fatal("the trap did not close: the token is still open")
 	}
 	if tok.Error() != nil {
@@ -356,7 +356,7 @@ func TestBacklogRate(t *testing.T) {
 		}
 	}
 	want := time.Duration(float64(size) * 0.85 / 4000 * float64(time.Second))
-	if took < want || took > 3*want {
+	if took < want || took > 10*want {
 		t.Errorf("%d bytes at 4000 a second took %s", size, took)
 	}
 }

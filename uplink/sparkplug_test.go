@@ -135,7 +135,7 @@ func newNode(t testing.TB, url string, e *edge, m *memory, change func(*Options)
 		t.Fatal(err)
 	}
 	u.tune = quick()
-	u.speaker.(*sparkplug).every = 300 * time.Millisecond
+	u.speaker.(*sparkplug).every = time.Second
 	return u
 }
 
@@ -318,7 +318,7 @@ func rebirths(t *testing.T, j *judge, b *sim.Script, e *edge) {
 	b.Say(ncmd, true, command(t, rebirth)) // a retained one is nobody's wish
 	b.Say(ncmd, false, []byte{0xff})       // nor is this
 	b.Say("spBv1.0/here/DCMD/gw-1/meter-1", false, command(t, "relay"))
-	time.Sleep(350 * time.Millisecond)
+	time.Sleep(1100 * time.Millisecond)
 	if n := len(heardBy(b, "NBIRTH", "")); n != before {
 		t.Errorf("%d births that nobody asked for", n-before)
 	}
@@ -329,7 +329,7 @@ func rebirths(t *testing.T, j *judge, b *sim.Script, e *edge) {
 	eventually(t, 5*time.Second, "a rebirth", func() bool { return len(heardBy(b, "NBIRTH", "")) > before })
 	e.take(laneData, e.meter(2))
 	e.drained(t, "data after it")
-	time.Sleep(700 * time.Millisecond)
+	time.Sleep(1500 * time.Millisecond)
 	if n := len(heardBy(b, "NBIRTH", "")) - before; n < 1 || n > 2 {
 		t.Errorf("%d births for ten requests at once", n)
 	}
@@ -346,7 +346,7 @@ func rebirths(t *testing.T, j *judge, b *sim.Script, e *edge) {
 
 // goneBy waits a moment until the broker has read so many DISCONNECTs.
 func goneBy(b *sim.Script, n int) {
-	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if _, clean := b.Connections(); clean >= n {
 			return
 		}
@@ -510,7 +510,7 @@ func twoBrokers(t *testing.T, j *judge) {
 	up.speaker.(*sparkplug).patience = 50 * time.Millisecond
 	u := start(t, up, e)
 	walked := false
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && !walked; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end) && !walked; time.Sleep(5 * time.Millisecond) {
 		b.Say("spBv1.0/STATE/scada", true, []byte(`{"online":true,"timestamp":5}`))
 		walked = len(heardBy(b, "NBIRTH", "")) > 0
 	}

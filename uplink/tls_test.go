@@ -114,9 +114,9 @@ func TestCodes(t *testing.T) {
 					x.change(t, o)
 				}
 			})
-			up.tune.connect = 400 * time.Millisecond
-			if x.code == "" {
-				up.tune.connect = 5 * time.Second
+			up.tune.connect = time.Minute // the authorities of the system are read within
+			if x.code == "tls-silent" || x.code == "mqtt-silent" {
+				up.tune.connect = 2 * time.Second
 			}
 			steps := up.Test(context.Background())
 			for i, s := range steps {
@@ -275,7 +275,7 @@ func TestEcho(t *testing.T) {
 		t.Run(x.name, func(t *testing.T) {
 			t.Parallel()
 			up := newUplink(t, "mqtt://"+newScript(t, x.o).Addr(), nil)
-			up.tune.connect = 500 * time.Millisecond
+			up.tune.connect = 2 * time.Second
 			s := up.Test(context.Background())[stepEcho]
 			if s.State != x.state || x.code != "" && (s.Err == nil || s.Err.Code != x.code) {
 				t.Errorf("%+v", s)

@@ -152,7 +152,7 @@ func TestTraffic(t *testing.T) {
 			settled := func() (int64, int64) { // nothing moves any more
 				last := int64(-1)
 				for {
-					time.Sleep(50 * time.Millisecond)
+					time.Sleep(150 * time.Millisecond)
 					if n := proxy.out.Load() + proxy.in.Load(); n == last {
 						return proxy.out.Load(), proxy.in.Load()
 					} else {

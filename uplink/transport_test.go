@@ -118,7 +118,7 @@ func TestProxies(t *testing.T) {
 				}
 			})
 			if x.code == "proxy-silent" || x.code == "proxy" {
-				up.tune.connect = 500 * time.Millisecond
+				up.tune.connect = 2 * time.Second
 			}
 			steps := up.Test(context.Background())
 			if x.code != "" {
@@ -271,7 +271,7 @@ func TestWebSocket(t *testing.T) {
 	}
 	t.Run("not a web server", func(t *testing.T) {
 		up := newUplink(t, "ws://"+deaf(t), nil)
-		up.tune.connect = 300 * time.Millisecond
+		up.tune.connect = 2 * time.Second
 		if s := up.Test(context.Background())[stepConnect]; s.State != StepFail || s.Err.Code != "mqtt-silent" {
 			t.Errorf("%+v %+v", s, s.Err)
 		}
@@ -381,7 +381,7 @@ func TestSpread(t *testing.T) {
 		for range 30 {
 			b := newScript(t, sim.ScriptOptions{})
 			up := newUplink(t, "mqtt://"+b.Addr(), nil)
-			up.tune.spread, up.tune.backoff = 300*time.Millisecond, 4*time.Millisecond
+			up.tune.spread, up.tune.backoff = 600*time.Millisecond, 4*time.Millisecond
 			if long {
 				up.tune.stable = 0
 			}
@@ -394,7 +394,7 @@ func TestSpread(t *testing.T) {
 			u.stop()
 		}
 		slices.Sort(waits)
-		if spread := waits[24] - waits[5]; long && spread < 80*time.Millisecond || !long && waits[15] > 80*time.Millisecond {
+		if spread := waits[24] - waits[5]; long && spread < 150*time.Millisecond || !long && waits[15] > 250*time.Millisecond {
 			t.Errorf("after a long session %v: back after %s", long, waits)
 		}
 	}
@@ -414,7 +414,7 @@ func TestEveryBroker(t *testing.T) {
 		o.Fallback, o.Identity = names[1:], identityDir(t, ca.pem, cc, ck)
 	})
 	test := func() (all string) {
-		ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		for _, s := range up.Test(ctx) {
 			code := ""
