@@ -139,7 +139,7 @@ func TestReplay(t *testing.T) {
 	go func() { done <- p.Serve(ctx, there) }()
 	say := func(hexes string) string {
 		here.Write(unhex(hexes))
-		here.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		here.SetReadDeadline(time.Now().Add(time.Second))
 		b := make([]byte, 64)
 		n, _ := io.ReadAtLeast(here, b, 9)
 		return Hex(b[:n])

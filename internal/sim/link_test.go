@@ -83,13 +83,13 @@ func TestLinkPasses(t *testing.T) {
 	addr, ended := echoServer(t)
 	l := newLink(t, addr)
 	c := dial(t, l)
-	if got, err := talk(c, "hello", 3*time.Second); got != "hello" {
+	if got, err := talk(c, "hello", 15*time.Second); got != "hello" {
 		t.Errorf("%q %v", got, err)
 	}
 	// A half close travels on, and the answer still comes back.
 	c.Write([]byte("bye"))
 	c.(*net.TCPConn).CloseWrite()
-	c.SetReadDeadline(time.Now().Add(3 * time.Second))
+	c.SetReadDeadline(time.Now().Add(15 * time.Second))
 	if b, err := io.ReadAll(c); string(b) != "bye" || err != nil {
 		t.Errorf("%q %v", b, err)
 	}
@@ -108,7 +108,7 @@ func TestLinkBlackHole(t *testing.T) {
 	addr, ended := echoServer(t)
 	l := newLink(t, addr)
 	c := dial(t, l)
-	if got, err := talk(c, "hello", 3*time.Second); got != "hello" {
+	if got, err := talk(c, "hello", 15*time.Second); got != "hello" {
 		t.Fatalf("%q %v", got, err)
 	}
 	l.BlackHole()
@@ -131,9 +131,10 @@ func TestLinkBlackHole(t *testing.T) {
 	if got, err := talk(c2, "dead", 100*time.Millisecond); got != "" || !os.IsTimeout(err) {
 		t.Errorf("after the hole: %q %v", got, err)
 	}
-	if got, err := talk(dial(t, l), "fresh", 3*time.Second); got != "fresh" {
+	if got, err := talk(dial(t, l), "fresh", 15*time.Second); got != "fresh" {
 		t.Errorf("new connection after the hole: %q %v", got, err)
 	}
+	wait(t, "what was swallowed", func() bool { return l.Stats().Swallowed >= 12 })
 	if st := l.Stats(); st.Swallowed != 12 || st.Connections != 3 {
 		t.Errorf("%+v", st)
 	}
@@ -147,12 +148,12 @@ func TestLinkRefusesAndCuts(t *testing.T) {
 	addr, _ := echoServer(t)
 	l := newLink(t, addr)
 	c := dial(t, l)
-	talk(c, "x", 3*time.Second)
+	talk(c, "x", 15*time.Second)
 	l.Cut()
-	if _, err := talk(c, "x", 3*time.Second); err == nil || os.IsTimeout(err) {
+	if _, err := talk(c, "x", 15*time.Second); err == nil || os.IsTimeout(err) {
 		t.Errorf("after a cut: %v", err)
 	}
-	if got, err := talk(dial(t, l), "again", 3*time.Second); got != "again" {
+	if got, err := talk(dial(t, l), "again", 15*time.Second); got != "again" {
 		t.Errorf("%q %v", got, err)
 	}
 	l.Refuse()
@@ -164,7 +165,7 @@ func TestLinkRefusesAndCuts(t *testing.T) {
 	if err := l.Pass(); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := talk(dial(t, l), "back", 3*time.Second); got != "back" {
+	if got, err := talk(dial(t, l), "back", 15*time.Second); got != "back" {
 		t.Errorf("%q %v", got, err)
 	}
 }
@@ -173,7 +174,7 @@ func TestLinkHoldsDelaysAndLimits(t *testing.T) {
 	addr, _ := echoServer(t)
 	l := newLink(t, addr)
 	c := dial(t, l)
-	talk(c, "x", 3*time.Second)
+	talk(c, "x", 15*time.Second)
 	l.Hold()
 	if got, err := talk(c, "held", 100*time.Millisecond); got != "" || !os.IsTimeout(err) {
 		t.Errorf("held: %q %v", got, err)
@@ -182,21 +183,21 @@ func TestLinkHoldsDelaysAndLimits(t *testing.T) {
 	if got, err := talk(c, "", 0); err != nil {
 		t.Errorf("%q %v", got, err)
 	}
-	c.SetReadDeadline(time.Now().Add(3 * time.Second))
+	c.SetReadDeadline(time.Now().Add(15 * time.Second))
 	b := make([]byte, 4)
 	if _, err := io.ReadFull(c, b); err != nil || string(b) != "held" {
 		t.Errorf("released: %q %v", b, err)
 	}
 	l.SetDelay(50 * time.Millisecond)
 	start := time.Now()
-	if got, err := talk(c, "slow", 3*time.Second); got != "slow" || time.Since(start) < 100*time.Millisecond {
+	if got, err := talk(c, "slow", 15*time.Second); got != "slow" || time.Since(start) < 100*time.Millisecond {
 		t.Errorf("%q %v after %v", got, err, time.Since(start))
 	}
 	l.SetDelay(0)
 	l.SetRate(10_000)
 	start = time.Now()
 	big := string(make([]byte, 2000))
-	if got, err := talk(c, big, 3*time.Second); len(got) != len(big) || time.Since(start) < 390*time.Millisecond {
+	if got, err := talk(c, big, 15*time.Second); len(got) != len(big) || time.Since(start) < 390*time.Millisecond {
 		t.Errorf("%d bytes, %v after %v", len(got), err, time.Since(start))
 	}
 	l.Hold()
@@ -205,7 +206,7 @@ func TestLinkHoldsDelaysAndLimits(t *testing.T) {
 	go func() { l.Close(); close(done) }()
 	select {
 	case <-done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Fatal("Close hangs while the link holds")
 	}
 }

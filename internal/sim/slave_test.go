@@ -32,11 +32,14 @@ func pipe(t *testing.T, serve func(context.Context, io.ReadWriter) error) net.Co
 	return b
 }
 
+// quiet is how long nothing comes when all has come, on a machine that is busy.
+const quiet = 250 * time.Millisecond
+
 // receive reads until the line has been quiet for a moment.
 func receive(c net.Conn, first time.Duration) []byte {
 	var out []byte
 	b := make([]byte, 600)
-	for wait := first; ; wait = 80 * time.Millisecond {
+	for wait := first; ; wait = quiet {
 		c.SetReadDeadline(time.Now().Add(wait))
 		n, err := c.Read(b)
 		out = append(out, b[:n]...)
@@ -186,7 +189,7 @@ func TestFaultsOnRTU(t *testing.T) {
 				}
 				first := 5 * time.Second
 				if n == 2 && (c.fault.Kind == Silent || c.fault.Kind == Hangup) {
-					first = 100 * time.Millisecond
+					first = quiet
 				}
 				b := receive(line, first)
 				took := time.Since(start)
@@ -217,6 +220,7 @@ func (n noConn) Write(b []byte) (int, error)       { return n.c.Write(b) }
 func (n noConn) SetReadDeadline(t time.Time) error { return n.c.SetReadDeadline(t) }
 
 func TestFaultsOnTCP(t *testing.T) {
+	t.Parallel()
 	s := peerUnit()
 	port := serveOn(t, s, "tcp")
 	request := append([]byte{0xAB, 0xCD, 0, 0, 0, 6}, ask17...)
@@ -254,7 +258,7 @@ func TestFaultsOnTCP(t *testing.T) {
 	for n := 1; n <= 2; n++ {
 		c.Write(request)
 		b := make([]byte, 100)
-		c.SetReadDeadline(time.Now().Add(3 * time.Second))
+		c.SetReadDeadline(time.Now().Add(15 * time.Second))
 		k, err := c.Read(b)
 		if n == 1 && k != len(good) || n == 2 && err != io.EOF {
 			t.Errorf("request %d: %d bytes, %v", n, k, err)
@@ -267,7 +271,7 @@ func TestFaultsOnTCP(t *testing.T) {
 		}
 		raw, _ := hex.DecodeString(clean(bad))
 		c.Write(raw)
-		c.SetReadDeadline(time.Now().Add(3 * time.Second))
+		c.SetReadDeadline(time.Now().Add(15 * time.Second))
 		if _, err := c.Read(make([]byte, 9)); err == nil || os.IsTimeout(err) {
 			t.Errorf("header %s: the connection stayed open", bad)
 		}
@@ -281,7 +285,7 @@ func TestLateAnswerHoldsUpItsUnitOnly(t *testing.T) {
 	s := peerUnit()
 	s.Unit(5).Set(profile.Holding, 0, 0x1234)
 	line := pipe(t, func(ctx context.Context, rw io.ReadWriter) error { return s.ServeRTU(ctx, rw, Wire{}) })
-	s.SetPlan(At(map[int]Fault{1: {Kind: Late, Delay: 150 * time.Millisecond}}))
+	s.SetPlan(At(map[int]Fault{1: {Kind: Late, Delay: 500 * time.Millisecond}}))
 	line.Write(withCRC(ask17...))
 	line.Write(withCRC(17, 3, 0, 1, 0, 1))
 	line.Write(withCRC(5, 3, 0, 0, 0, 1))
@@ -314,7 +318,7 @@ func TestStrangersAndDamage(t *testing.T) {
 		{"it was obeyed", withCRC(17, 3, 0, 1, 0, 1), withCRC(17, 3, 2, 0, 9)},
 	} {
 		line.Write(c.ask)
-		first := 80 * time.Millisecond
+		first := quiet
 		if c.want != nil {
 			first = 5 * time.Second
 		}
@@ -324,7 +328,7 @@ func TestStrangersAndDamage(t *testing.T) {
 	}
 	s.Unit(17).SetOff(true)
 	line.Write(withCRC(ask17...))
-	if got := receive(line, 80*time.Millisecond); len(got) != 0 {
+	if got := receive(line, quiet); len(got) != 0 {
 		t.Errorf("off: % x", got)
 	}
 	if st := s.Stats(); st.Foreign != 2 || st.Damaged != 2 || st.Exceptions != 1 || st.Answers != 2 {
@@ -346,7 +350,7 @@ func TestPace(t *testing.T) {
 	}
 	char := 11 * time.Second / 9600
 	want := (8+205)*char + 7*char/2
-	if took := time.Since(start); took < want-time.Millisecond || took > want*2 {
+	if took := time.Since(start); took < want-time.Millisecond || took > want*10 {
 		t.Errorf("took %v, want %v", took, want)
 	}
 }
@@ -400,7 +404,7 @@ func TestPTYReopened(t *testing.T) {
 		}
 		f.Write(withCRC(ask17...))
 		got := make([]byte, 9)
-		f.SetReadDeadline(time.Now().Add(3 * time.Second))
+		f.SetReadDeadline(time.Now().Add(15 * time.Second))
 		if _, err := io.ReadFull(f, got); err != nil || !bytes.Equal(got, withCRC(answer17...)) {
 			t.Fatalf("opened %d times: % x %v", n+1, got, err)
 		}
@@ -422,7 +426,7 @@ func TestNothingOldInThePort(t *testing.T) {
 	f.Write(slices.Concat(withCRC(ask17...), withCRC(ask17...)))
 	time.Sleep(15 * time.Millisecond)
 	f.Close()
-	time.Sleep(60 * time.Millisecond)
+	time.Sleep(500 * time.Millisecond)
 	if f, err = os.OpenFile(port, os.O_RDWR, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -454,10 +458,10 @@ func TestUnplug(t *testing.T) {
 		if err == nil {
 			t.Error("unplugged without an error")
 		}
-	case <-time.After(3 * time.Second):
+	case <-time.After(15 * time.Second):
 		t.Fatal("still serving")
 	}
-	f.SetReadDeadline(time.Now().Add(time.Second))
+	f.SetReadDeadline(time.Now().Add(15 * time.Second))
 	if _, err := f.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
 		t.Errorf("read on an unplugged port: %v", err)
 	}
@@ -498,7 +502,7 @@ func TestTalker(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.SetReadDeadline(time.Now().Add(3 * time.Second))
+		c.SetReadDeadline(time.Now().Add(15 * time.Second))
 		read(c)
 		c.Close()
 	}
@@ -534,7 +538,7 @@ func TestTalkerOnPTY(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	f.SetReadDeadline(time.Now().Add(3 * time.Second))
+	f.SetReadDeadline(time.Now().Add(15 * time.Second))
 	if _, err := io.ReadFull(f, make([]byte, 6)); err != nil {
 		t.Error(err)
 	}

@@ -138,7 +138,7 @@ func TestVoiceAnswers(t *testing.T) {
 			if _, err := a.Write(m); err != nil {
 				t.Fatal(err)
 			}
-			a.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			a.SetReadDeadline(time.Now().Add(quiet))
 			for {
 				n, err := a.Read(buf)
 				said = append(said, buf[:n]...)
