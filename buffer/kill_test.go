@@ -269,7 +269,7 @@ func killRounds(t *testing.T, maxLoss time.Duration, rounds int, under func() []
 							t.Fatalf("%s %d was durable and is gone", l, n)
 						case !told[l].has(n):
 							t.Fatalf("%s %d is missing silently", l, n)
-						case last-when[key{l, n}] > (maxLoss + 300*time.Millisecond).Milliseconds():
+						case last-when[key{l, n}] > (maxLoss + 2*time.Second).Milliseconds():
 							t.Fatalf("%s %d had waited for %d ms and is gone", l, n, last-when[key{l, n}])
 						default:
 							missing++
