@@ -168,9 +168,9 @@ func (c *cloud) acksOf(id string) []string {
 // until waits for something, and does again what may have been too early.
 func (c *cloud) until(what string, ok func() bool, again func()) {
 	c.t.Helper()
-	for end := time.Now().Add(30 * time.Second); !ok(); {
+	for end := time.Now().Add(90 * time.Second); !ok(); {
 		if time.Now().After(end) {
-			c.t.Fatalf("waited 30 s for %s", what)
+			c.t.Fatalf("waited 90 s for %s", what)
 		}
 		if again != nil {
 			again()

@@ -69,12 +69,12 @@ func TestExport(t *testing.T) {
 	stick := t.TempDir()
 
 	// beside the running agent
-	for end := time.Now().Add(20 * time.Second); !strings.HasSuffix(w.must(0, "buffer", "verify"), "ok\n"); {
+	for end := time.Now().Add(2 * time.Minute); !strings.HasSuffix(w.must(0, "buffer", "verify"), "ok\n"); {
 		if time.Now().After(end) {
 			t.Fatal("verify is never ok")
 		}
 	}
-	for end := time.Now().Add(20 * time.Second); strings.Contains(w.must(0, "buffer", "stat"), " 0 batches"); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); strings.Contains(w.must(0, "buffer", "stat"), " 0 batches"); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("nothing waits")
 		}

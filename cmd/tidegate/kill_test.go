@@ -160,7 +160,7 @@ func (w *world) counts() (n uint32) {
 func (w *world) polled(n uint32) time.Duration {
 	start := time.Now()
 	for w.counts() <= n {
-		if time.Since(start) > 30*time.Second {
+		if time.Since(start) > 2*time.Minute {
 			w.t.Fatal("the agent does not poll")
 		}
 		time.Sleep(time.Millisecond)
@@ -172,7 +172,7 @@ func (w *world) polled(n uint32) time.Duration {
 func (w *world) settle(cmd *exec.Cmd, log *bytes.Buffer) account.Report {
 	w.t.Helper()
 	client := filepath.Join(w.dir, "tidegate.yaml")
-	for end := time.Now().Add(90 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(3 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		out, _ := exec.Command(w.bin, "status", "--json", "--config", client).Output()
 		var s struct {
 			Buffer struct{ Batches, Tombstones int64 }
@@ -229,7 +229,8 @@ func (w *world) missing() (runs []time.Duration, polls int) {
 // comes and goes. With max_loss 0s every batch that got a number arrives:
 // tombstones close only what was reserved and never given. With the default,
 // what is missing stands in tombstones, and no run of missing polls is longer
-// than max_loss. TIDEGATE_KILLS sets the number of rounds.
+// than max_loss and what a busy machine is late; one round is longer than that.
+// TIDEGATE_KILLS sets the number of rounds.
 func TestKill(t *testing.T) {
 	rounds := 6
 	if n, err := strconv.Atoi(os.Getenv("TIDEGATE_KILLS")); err == nil {
@@ -250,12 +251,15 @@ func TestKill(t *testing.T) {
 				before := w.counts()
 				cmd, log := w.start()
 				slowest = max(slowest, w.polled(before))
-				if r.IntN(2) == 0 || round == rounds/2 && cuts == 0 {
+				away := round == rounds/2 // for certain, and for long
+				if r.IntN(2) == 0 || away {
 					w.broker.Cut()
 					cuts++
 				}
 				time.Sleep(time.Duration(r.IntN(2500)) * time.Millisecond)
-				if r.IntN(2) == 0 {
+				if away {
+					time.Sleep(6 * time.Second)
+				} else if r.IntN(2) == 0 {
 					if err := w.broker.Restore(); err != nil {
 						t.Fatal(err)
 					}
@@ -285,9 +289,10 @@ func TestKill(t *testing.T) {
 			if report.Broken || report.Late > 0 {
 				t.Errorf("the account is not complete:\n%s", report.Text())
 			}
-			limit := 2 * time.Second
+			const late = 2 * time.Second
+			limit := 2*time.Second + late
 			if maxLoss == "0s" {
-				limit = 200*time.Millisecond + 100*time.Millisecond // the batch that was still open
+				limit = 200*time.Millisecond + late // the batch that was still open
 				for _, lane := range report.Lanes {
 					for _, x := range lane.Tombstones {
 						if x.Why != buffer.WhyRestart {
@@ -322,7 +327,7 @@ func TestBlackHole(t *testing.T) {
 	w.write("tidegate.yaml", string(src))
 	cmd, log := w.start()
 	w.polled(20)
-	for end := time.Now().Add(20 * time.Second); w.broker.Published() < 5; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); w.broker.Published() < 5; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("no session\n%s", log)
 		}

@@ -55,7 +55,7 @@ func TestSimPeers(t *testing.T) {
 			poll := func(args ...string) string {
 				t.Helper()
 				var text []byte
-				for range 20 {
+				for range 150 {
 					text, err = exec.Command(mbpoll, append(append([]string{"-1", "-q"}, args...), c.poll...)...).CombinedOutput()
 					if err == nil {
 						break
@@ -114,7 +114,7 @@ func TestSimSunSpec(t *testing.T) {
 	startSim(t, bin, "sunspec-inverter@1", "sunspec-meter@2", "--at", "tcp:127.0.0.1:15541", "--set", "voltage_l1@1=231.5", "--set", "power@2=-3450")
 	var text []byte
 	var err error
-	for range 40 {
+	for range 150 {
 		if text, err = exec.Command(bin, "scan", "tcp:127.0.0.1:15541", "--ids", "1-2").CombinedOutput(); err == nil {
 			break
 		}
@@ -155,14 +155,14 @@ func TestScanSpeeds(t *testing.T) {
 	bin, dir := buildBinary(t), t.TempDir()
 	startSim(t, bin, "mbus-water@1", "mbus-heat@11223344", "mbus-water@2", "mbus-water@3", "--at", "serial:"+dir+"/cellar",
 		"--line", "2400 8E1", "--line", "300 8E1@2", "--line", "9600 8E1@11223344")
-	for range 100 {
+	for range 300 {
 		if _, err := os.Lstat(dir + "/cellar"); err == nil {
 			break
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 	var out, said strings.Builder
-	cmd := exec.Command(bin, "scan", dir+"/cellar", "--mbus", "--ids", "1-3", "--timeout", "100ms", "--config")
+	cmd := exec.Command(bin, "scan", dir+"/cellar", "--mbus", "--ids", "1-3", "--timeout", "400ms", "--config")
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {
 		t.Fatalf("%v\n%s", err, said.String())
@@ -210,15 +210,15 @@ func TestScanPrimaryOnly(t *testing.T) {
 	bin, dir := buildBinary(t), t.TempDir()
 	startSim(t, bin, "mbus-water@1", "mbus-gas@2", "--at", "serial:"+dir+"/cellar",
 		"--line", "2400 8E1", "--line", "9600 8E1@2", "--fault", "primary-only@2")
-	for range 100 {
+	for range 300 {
 		if _, err := os.Lstat(dir + "/cellar"); err == nil {
 			break
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	text, err := exec.Command(bin, "scan", dir+"/cellar", "--mbus", "--ids", "1-2", "--timeout", "100ms").CombinedOutput()
+	text, err := exec.Command(bin, "scan", dir+"/cellar", "--mbus", "--ids", "1-2", "--timeout", "400ms").CombinedOutput()
 	plain := strings.Join(strings.Fields(string(text)), " ")
-	for _, want := range []string{"asking primary addresses at 300 8E1, 1 s", `2 \d+ ms telegram mbus-gas .*line: 9600 8E1`, "2 devices at 2400 8E1, 9600 8E1"} {
+	for _, want := range []string{"asking primary addresses at 300 8E1, 2 s", `2 \d+ ms telegram mbus-gas .*line: 9600 8E1`, "2 devices at 2400 8E1, 9600 8E1"} {
 		if err != nil || !regexp.MustCompile(want).MatchString(plain) {
 			t.Errorf("%v: no %s in\n%s", err, want, text)
 		}
@@ -287,7 +287,7 @@ buses:
 		t.Fatal(err)
 	}
 	for _, link := range []string{"cellar", "meter", "p1"} {
-		for range 100 {
+		for range 300 {
 			if _, err := os.Lstat(filepath.Join(dir, link)); err == nil {
 				break
 			}
@@ -357,7 +357,7 @@ func TestAddressTLS(t *testing.T) {
 		return string(text), err
 	}
 	var text string
-	for range 100 {
+	for range 300 {
 		if text, err = read(files...); err == nil {
 			break
 		}

@@ -33,7 +33,7 @@ func TestSystemd(t *testing.T) {
 	until := func(what string) {
 		t.Helper()
 		buf := make([]byte, 4096)
-		for end := time.Now().Add(20 * time.Second); !strings.Contains(heard, what); {
+		for end := time.Now().Add(2 * time.Minute); !strings.Contains(heard, what); {
 			l.SetReadDeadline(end)
 			n, err := l.Read(buf)
 			if err != nil {

@@ -3,7 +3,7 @@
     ten_units.py PATH
 
 Units 1 to 10 at 115200 8N1, each with holding registers 0 to 15 that hold
-100 x unit + address. Unit 4 is off. Unit 6 answers every third request 0.3 s
+100 x unit + address. Unit 4 is off. Unit 6 answers every third request 0.75 s
 late. Unit 8 has no register 7 and refuses whatever touches it. Registers can
 be written. It runs until it is killed.
 """
@@ -29,7 +29,7 @@ class Registers(ModbusSparseDataBlock):
     def getValues(self, address, count=1):
         self.asked += 1
         if self.unit == LATE and self.asked % 3 == 0:
-            time.sleep(0.3)
+            time.sleep(0.75)
         return super().getValues(address, count)
 
 
