@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"tidegate/internal/clock"
 )
 
 // purpose is what an attempt beside the connection is for.
@@ -45,7 +47,7 @@ func newScout(u *Uplink, l carrier) *scout {
 	b, files := l.peer()
 	c := &scout{u: u, files: files, seen: files.stamp, judged: files.stamp, back: make(chan *Error, 1), cancel: func() {}}
 	if b.secure {
-		c.look = now.Add(u.tune.look)
+		c.look = now.Add(clock.ToBeat(u.tune.look/2, u.tune.look))
 		c.glance = now.Add(jitter(u.tune.glance))
 	}
 	if u.at.Load() > 0 {
@@ -72,7 +74,7 @@ func (c *scout) wake() time.Time {
 func (c *scout) turn(ctx context.Context) {
 	now := time.Now()
 	if !c.look.IsZero() && !now.Before(c.look) {
-		c.look = now.Add(c.u.tune.look)
+		c.look = now.Add(clock.ToBeat(c.u.tune.look/2, c.u.tune.look))
 		c.watch(ctx, now)
 	}
 	if !c.home.IsZero() && !now.Before(c.home) {

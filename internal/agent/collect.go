@@ -62,6 +62,7 @@ type collector struct {
 
 	open    telemetry.Batch
 	opened  time.Time
+	until   time.Time // when it is closed at the latest
 	count   int
 	bytes   int
 	groups  []*telemetry.Group // of the open batch, to be used again
@@ -121,7 +122,7 @@ func (c *collector) run() {
 			}
 		case <-next.C:
 			c.beat.Store(time.Now().UnixMilli())
-			if c.count > 0 && time.Since(c.opened) >= c.limits.maxAge {
+			if c.count > 0 && !time.Now().Before(c.until) {
 				c.close()
 			}
 			next.Reset(c.wait())
@@ -135,9 +136,9 @@ const pulse = time.Second
 // wait is how long the collector may wait for the next group.
 func (c *collector) wait() time.Duration {
 	if c.count == 0 {
-		return pulse
+		return clock.ToBeat(pulse/2, pulse)
 	}
-	return min(pulse, max(time.Until(c.opened.Add(c.limits.maxAge)), 0))
+	return min(clock.ToBeat(pulse/2, pulse), max(time.Until(c.until), 0))
 }
 
 // flush makes durable what is due until stop is closed. It is a goroutine of
@@ -161,13 +162,13 @@ func (c *collector) flush(stop <-chan struct{}) {
 		case <-c.kept:
 			if resting {
 				resting = false
-				next.Reset(flushTick)
+				next.Reset(c.spell())
 			}
 			continue
 		}
 		c.sync(c.due())
 		if resting = c.queue.Idle(); resting {
-			next.Reset(restTick)
+			next.Reset(clock.ToBeat(restTick/2, restTick))
 		} else {
 			next.Reset(flushTick)
 		}
@@ -175,11 +176,18 @@ func (c *collector) flush(stop <-chan struct{}) {
 }
 
 // The flusher looks for what is due at every flushTick while a batch is only
-// in memory, and else at every restTick.
+// in memory and had its spell, and else at every restTick.
 const (
 	flushTick = 100 * time.Millisecond
-	restTick  = time.Second
+	restTick  = 1250 * time.Millisecond // so that a batch a second comes before it, and then is under way at no look
 )
+
+// spell is how long a batch has to be delivered before the flusher looks whether
+// it is: a beat or two, where that leaves time for a commit.
+func (c *collector) spell() time.Duration {
+	most := min(c.due()-c.limits.maxAge, restTick/2)
+	return clock.ToBeat(flushTick, max(most, flushTick))
+}
 
 // due is the age from which on data is made durable: the flusher may have
 // just looked, and a commit takes its time. It counts from the first reading
@@ -222,6 +230,7 @@ func (c *collector) add(g *telemetry.Group) {
 	alarm := c.remember(g)
 	if c.count == 0 {
 		c.opened = time.Now()
+		c.until = c.opened.Add(clock.ToBeat(c.limits.maxAge*3/4, c.limits.maxAge))
 		c.open.Boot, c.open.Synced = g.At.Boot, g.At.Synced
 	}
 	c.open.Groups = append(c.open.Groups, *g)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"tidegate/driver"
+	"tidegate/internal/clock"
 	"tidegate/internal/status"
 	"tidegate/uplink"
 )
@@ -46,7 +47,7 @@ func newHealth(a *Agent) *health {
 
 // run turns until ctx ends.
 func (h *health) run(ctx context.Context, n notifier) {
-	tick := time.NewTicker(turn)
+	tick := time.NewTimer(clock.ToBeat(turn/2, turn))
 	defer tick.Stop()
 	watchdog := watchdogPeriod()
 	var fed time.Time
@@ -56,6 +57,7 @@ func (h *health) run(ctx context.Context, n notifier) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			tick.Reset(clock.ToBeat(turn/2, turn))
 		}
 		if jump, synced, err := h.a.clock.Check(); err != nil {
 			h.a.log.Warn("the clock's memory cannot be written", "error", err)

@@ -141,6 +141,21 @@ func (c *Clock) Resolve(s Stamp) (t time.Time, sure bool) {
 	return time.UnixMilli(s.Wall).UTC(), false
 }
 
+// beat is how far apart the instants are at which the gateway does what has
+// time: the quarters of each second of the wall clock. Polls begin at them, so
+// the processor is awake then, and is not woken for one thing more.
+const beat = 250 * time.Millisecond
+
+// ToBeat is how long to wait for what may happen between least and most from
+// now: until the last beat in that time, or most if there is none.
+func ToBeat(least, most time.Duration) time.Duration {
+	early := time.Duration(time.Now().Add(most).UnixNano() % int64(beat))
+	if most-early < least {
+		return most
+	}
+	return most - early
+}
+
 // Check looks at the kernel's clock again. It returns by how much the wall
 // clock has been stepped since the last Check and whether it is synchronised
 // now. When it has just become so, the offset of this boot is stored.

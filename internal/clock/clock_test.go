@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -111,4 +112,27 @@ func TestUptime(t *testing.T) {
 	if near(&u) {
 		t.Error("the kernel is asked each time")
 	}
+}
+
+// TestToBeat: a wait ends at the last quarter of a second that it may end at,
+// or when it must.
+func TestToBeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct{ at, least, most, want time.Duration }{ // in ms
+			{0, 500, 1000, 1000},
+			{1, 500, 1000, 999},
+			{249, 500, 1000, 751},
+			{3, 750, 1000, 997},
+			{0, 760, 900, 900},
+			{240, 5, 9, 9},
+			{245, 5, 9, 5},
+			{0, 0, 0, 0},
+			{7, 100, 3_600_000, 3_599_993},
+		} {
+			time.Sleep(2*time.Second - time.Duration(time.Now().UnixNano())%time.Second + c.at*time.Millisecond)
+			if got := ToBeat(c.least*time.Millisecond, c.most*time.Millisecond); got != c.want*time.Millisecond {
+				t.Errorf("%d ms behind a second, between %d and %d ms: %v", c.at, c.least, c.most, got)
+			}
+		}
+	})
 }
