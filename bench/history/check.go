@@ -147,7 +147,11 @@ func (f *Life) lose(l buffer.Lane, n, given uint64, p *promise) {
 	if !p.risky && !f.Broken {
 		f.Counts.Beyond++
 		f.note("%s %d is gone (told: %v) though it was older than the last flushes", l, n, f.lanes[l].told.has(n))
-		if f.Exact && !f.Forgot {
+		was := p.ways[0]
+		was.Lane, was.Seq = l, n
+		if f.Spared[was] {
+			f.Counts.Forgotten++
+		} else if f.Exact {
 			f.violate("%s %d was durable before the last %d flushes and is gone", l, n, f.Lag)
 		}
 	}

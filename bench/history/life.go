@@ -32,9 +32,10 @@ type Life struct {
 	Lag     int
 	// Exact: what was durable before those flushes must be there.
 	Exact bool
-	// Forgot: within those flushes ext4 has let go of a part of its journal, so
-	// the disk may have lost what stood there: where older batches lie.
-	Forgot bool
+	// Spared are the batches that the same cuts leave when the journal of ext4 stays
+	// as it was before those flushes: one that is gone nevertheless was on the disk,
+	// and ext4 itself has lost the way to it.
+	Spared map[Batch]bool
 	// Spoilt: the rig has damaged a file, though no batch in it.
 	Spoilt bool
 	// Broken: the file system itself was damaged by the last cut, so whole
@@ -71,6 +72,7 @@ type Counts struct {
 	Repeats     int // acknowledged batches found again
 	Lost        int // durable batches that are gone
 	Beyond      int // of those, durable before the last flushes that the disk lied about
+	Forgotten   int // of those, lost by ext4 itself
 	Dropped     int // batches dropped because the buffer was full, and told
 	Restart     int // batches in memory that a cut took, and told
 	Salvaged    int // batches that the buffer itself says it has saved
@@ -434,6 +436,7 @@ func (c *Counts) Add(o *Counts) {
 	c.Repeats += o.Repeats
 	c.Lost += o.Lost
 	c.Beyond += o.Beyond
+	c.Forgotten += o.Forgotten
 	c.Dropped += o.Dropped
 	c.Restart += o.Restart
 	c.Salvaged += o.Salvaged

@@ -158,6 +158,15 @@ func Read(r io.Reader, fn func(line string)) error {
 	}
 }
 
+// Found returns the batch that a line says was found at start.
+func Found(line string) (Batch, bool) {
+	if line == "" || line[0] != KindHeld {
+		return Batch{}, false
+	}
+	b, err := parseBatch(line)
+	return b, err == nil
+}
+
 func parseBatch(line string) (b Batch, err error) {
 	var kind string
 	_, err = fmt.Sscanf(line, "%s %d %d %x %d %d %d", &kind, &b.Lane, &b.Seq, &b.Sum, &b.Count, &b.From, &b.To)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -128,26 +129,15 @@ func (d *disk) flush() error {
 	return nil
 }
 
-// unsafe tells whether a write to a place may still be undone.
-func (d *disk) unsafe(at int64) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, group := range append(d.flushed, d.open) {
-		for _, w := range group {
-			if w.at <= at && at < w.at+int64(len(w.data)) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // powerOn brings the disk back as a power cut leaves it: each sector that was
 // written and is not safe is there with probability keep. It returns how many
-// were kept and how many were not.
-func (d *disk) powerOn(r *rand.Rand, keep float64) (kept, gone int) {
+// were kept and how many were not. If the head of the journal of ext4 is another
+// one now, it also returns the disk as the same cut leaves it with the whole
+// journal as it was before.
+func (d *disk) powerOn(r *rand.Rand, keep float64, journal int64) (kept, gone int, other []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	before := bytes.Clone(d.safe[journal : journal+journalSize])
 	all := append(d.flushed, d.open)
 	for _, group := range all {
 		for _, w := range group {
@@ -169,7 +159,11 @@ func (d *disk) powerOn(r *rand.Rand, keep float64) (kept, gone int) {
 	}
 	d.open, d.flushed = nil, nil
 	d.off, d.writes, d.flushes, d.cutAt, d.cut = false, 0, 0, 0, make(chan struct{})
-	return kept, gone
+	if !bytes.Equal(before[:block], d.safe[journal:journal+block]) {
+		other = bytes.Clone(d.safe)
+		copy(other[journal:], before)
+	}
+	return kept, gone, other
 }
 
 // file shows the disk to the kernel as a file.

@@ -143,7 +143,7 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 		if lag > 0 && errors.Is(err, unix.EBADMSG) { // the rig has met what the next start of the machine repairs
 			repair = true
 			i--
-			l.d.powerOn(rand.New(rand.NewPCG(l.rng.Uint64(), 0)), 1)
+			l.d.powerOn(rand.New(rand.NewPCG(l.rng.Uint64(), 0)), 1, l.p.journal)
 			continue
 		}
 		if err != nil {
@@ -172,12 +172,12 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 			deaths++
 			l.died++
 			i--
-			l.d.powerOn(sectors, 1)
+			l.d.powerOn(sectors, 1, l.p.journal)
 			continue
 		case lag > 0 && e.badFS: // ext4 has found out, and the next start of the machine repairs it
 			repair = true
 			i--
-			l.d.powerOn(sectors, 1)
+			l.d.powerOn(sectors, 1, l.p.journal)
 			continue
 		default:
 			l.h.Violate("start %d: the writer ended by itself: %s", i, e.text)
@@ -191,15 +191,17 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 				return err
 			}
 		}
-		// With a part of the sectors gone, the journal may have moved on and what it
-		// told of may not be in its place: an inode is then as it was long before.
-		forgot := lag > 0 && keep > 0 && keep < 1 && l.d.unsafe(l.p.journal)
-		if forgot {
-			l.h.Count("cut while the disk could still lose what ext4 took out of its journal")
+		if l.h.Ready() || l.h.Spared == nil {
+			l.h.Spared = make(map[history.Batch]bool)
 		}
-		l.h.Forgot = l.h.Forgot && !l.h.Ready() || forgot
-		kept, gone := l.d.powerOn(sectors, keep)
+		kept, gone, other := l.d.powerOn(sectors, keep, l.p.journal)
 		l.kept, l.gone = l.kept+kept, l.gone+gone
+		if lag > 0 && other != nil && gone > 0 {
+			l.h.Count("cuts that left another head of the journal")
+			if err := l.inventory(other, l.h.Spared); err != nil {
+				l.h.Count("with the journal of before it was of no use: " + err.Error())
+			}
+		}
 	}
 	return nil
 }
@@ -247,6 +249,9 @@ func (l *life) start(ctx context.Context, last bool, w *window) (e end, hit bool
 		return e, false, err
 	}
 	done, over := make(chan struct{}), make(chan struct{})
+	if l.p.empty > 0 {
+		defer emptying(l.look, l.p.empty)()
+	}
 	late := time.NewTimer(patience)
 	go func() {
 		defer close(over)
@@ -284,7 +289,9 @@ func (l *life) start(ctx context.Context, last bool, w *window) (e end, hit bool
 		}
 		status, _ := exit.Sys().(syscall.WaitStatus)
 		e.signal = status.Signaled() || status.ExitStatus() == 2 // the exit code of a Go panic
-		e.badFS = strings.Contains(trouble, unix.EBADMSG.Error()) || strings.Contains(trouble, unix.EUCLEAN.Error())
+		says := func(errno syscall.Errno) bool { return strings.Contains(trouble, errno.Error()) }
+		// Where bitmaps are damaged, ext4 finds no room.
+		e.badFS = says(unix.EBADMSG) || says(unix.EUCLEAN) || l.h.Broken && says(unix.ENOSPC)
 		e.text = fmt.Sprintf("%v %s %s", wait, trouble, first(complaint.String(), 600))
 	} else if !last {
 		e.text = "without a reason"

@@ -45,6 +45,7 @@ func run() int {
 	flag.IntVar(&p.perLife, "per-life", 20, "cuts in the life of one buffer")
 	flag.IntVar(&p.most, "most", 400, "the cut comes at the latest at this write")
 	flag.IntVar(&p.stop, "stop", 10, "end after so many lives with a broken promise; a life ends with its first")
+	flag.DurationVar(&p.empty, "empty", 0, "let ext4 empty its journal so often; 0: when it wants to")
 	flag.StringVar(&p.save, "save", "", "directory for the disk of a violation")
 	flag.BoolVar(&p.verbose, "v", false, "one line for each cut")
 	flag.Parse()

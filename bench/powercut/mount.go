@@ -47,7 +47,10 @@ func attach(path string) (*os.File, error) {
 	}
 }
 
-const block = 1024 // of the file system; what mkfs takes for so small a one
+const (
+	block       = 1024 // of the file system; what mkfs takes for so small a one
+	journalSize = 1 << 20
+)
 
 // mounted is an ext4 file system on a disk.
 type mounted struct{ dir string }
@@ -109,8 +112,36 @@ func (m *mounted) unmount() error {
 	return fmt.Errorf("umount of %s: %w", m.dir, err)
 }
 
+// emptying lets ext4 bring home what is in its journal, so often, until it is stopped.
+func emptying(dir string, every time.Duration) (stop func()) {
+	done, over := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(over)
+		const checkpoint = 0x4004662b // EXT4_IOC_CHECKPOINT
+		f, err := os.Open(dir)
+		if err != nil {
+			return
+		}
+		defer f.Close()
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				_ = unix.IoctlSetPointerInt(int(f.Fd()), checkpoint, 0) // once the power is off it fails
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		close(done)
+		<-over
+	}
+}
+
 // template makes the content of a disk with an empty file system, and tells
-// where the head of its journal is.
+// where its journal is.
 func template(dir string, size int64) (content []byte, journal int64, err error) {
 	path := filepath.Join(dir, "template")
 	f, err := os.Create(path)
@@ -122,17 +153,24 @@ func template(dir string, size int64) (content []byte, journal int64, err error)
 	if err := f.Truncate(size); err != nil {
 		return nil, 0, err
 	}
-	out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m", "0", "-b", strconv.Itoa(block), "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", path).CombinedOutput()
+	out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m", "0", "-b", strconv.Itoa(block), "-J", "size="+strconv.Itoa(journalSize>>20), "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", path).CombinedOutput()
 	if err != nil {
 		return nil, 0, fmt.Errorf("mkfs.ext4: %w: %s", err, out)
 	}
-	if out, err = exec.Command("debugfs", "-R", "bmap <8> 0", path).Output(); err != nil {
-		return nil, 0, fmt.Errorf("debugfs: %w", err)
+	const last = journalSize/block - 1
+	at := map[int]int64{0: 0, last: 0}
+	for i := range at {
+		out, err := exec.Command("debugfs", "-R", fmt.Sprintf("bmap <8> %d", i), path).Output()
+		if err != nil {
+			return nil, 0, fmt.Errorf("debugfs: %w", err)
+		}
+		if at[i], err = strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64); err != nil {
+			return nil, 0, fmt.Errorf("debugfs: %w", err)
+		}
 	}
-	at, err := strconv.ParseInt(strings.TrimSpace(string(out)), 10, 64)
-	if err != nil || at == 0 {
-		return nil, 0, fmt.Errorf("debugfs: no journal: %q", out)
+	if at[0] == 0 || at[last]-at[0] != last {
+		return nil, 0, fmt.Errorf("the journal is not in one piece: %v", at)
 	}
 	content, err = os.ReadFile(path)
-	return content, at * block, err
+	return content, at[0] * block, err
 }

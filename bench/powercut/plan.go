@@ -24,7 +24,8 @@ type plan struct {
 	keeps   []float64
 	save    string
 	verbose bool
-	journal int64 // where the disk has the head of the journal of ext4
+	empty   time.Duration
+	journal int64 // where the disk has the journal of ext4
 }
 
 // sum is what all lives came to.
@@ -135,8 +136,8 @@ func (s *sum) print(took time.Duration, lags []int) {
 		fmt.Printf("  file systems that ext4 itself did not mount any more: %d\n", s.mute)
 	}
 	if lags[0] > 0 {
-		fmt.Printf("  of the lost, older than the flushes that were a lie: %d; batches saved by the buffer's own repair: %d; starts with files in quarantine: %d\n",
-			c.Beyond, c.Salvaged, c.Quarantined)
+		fmt.Printf("  of the lost, older than the flushes that were a lie: %d, %d of them by ext4 itself; batches saved by the buffer's own repair: %d; starts with files in quarantine: %d\n",
+			c.Beyond, c.Forgotten, c.Salvaged, c.Quarantined)
 		fmt.Printf("  stores made anew: %d; starts that a damaged file ended: %d; file systems damaged by the cut itself: %d, of them repaired by e2fsck: %d, lost: %d\n",
 			c.Epochs, s.died, s.torn, s.fixed, s.mute)
 	}
