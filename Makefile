@@ -125,9 +125,12 @@ proof-cluster: ## three NATS JetStream servers as brokers; two of them are kille
 	cd bench && $(GO) run ./cluster
 
 NODE_RED = $${XDG_CACHE_HOME:-$$HOME/.cache}/tidegate-node-red
-proof-recipes: peers ## the recipe for Node-RED in Node-RED itself, which npm installs (120 MB)
+TELEGRAF = $${XDG_CACHE_HOME:-$$HOME/.cache}/tidegate-telegraf
+proof-recipes: peers ## the recipes for Node-RED and Telegraf in these themselves; npm installs the one (120 MB), go install the other
 	@test -d $(NODE_RED)/node_modules/node-red || npm install --prefix $(NODE_RED) --ignore-scripts --no-audit --no-fund node-red@4.1.15
-	TIDEGATE_NODE_RED=$(NODE_RED) $(GO) test -run '^TestRecipesNodeRED$$' -count=1 -v ./cmd/tidegate
+	@test -x $(TELEGRAF)/telegraf || GOBIN=$(TELEGRAF) $(GO) install -tags custom,inputs.mqtt_consumer,outputs.file,parsers.influx,parsers.json_v2,serializers.influx \
+		github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
+	TIDEGATE_NODE_RED=$(NODE_RED) TIDEGATE_TELEGRAF=$(TELEGRAF)/telegraf $(GO) test -run '^TestRecipes(NodeRED|Telegraf)$$' -count=1 -v ./cmd/tidegate
 
 mutants: ## deliberate breakages that the tests must catch
 	cd bench && $(GO) run ./mutants
