@@ -67,8 +67,10 @@ func (q *Queue) account(l Lane, clean, anew bool, before int64) error {
 // bringBack looks for records that are whole on disk although no transaction
 // leads to them: their commit did not finish, or a disk that confirms too
 // early lost its end. They wait in memory to be stored again. It looks into
-// the segment before each hole and, after a crash, into the last one. ErrKey
-// when one of them wants another key: it must not be taken for missing.
+// the segment before each hole and, after a crash, into the last one, which is
+// then not gone on with: its pages are free for bbolt, and a commit that such a
+// disk loses would take what stands there along. ErrKey when one of them wants
+// another key: it must not be taken for missing.
 func (q *Queue) bringBack(l Lane, here *ranges, clean bool) error {
 	ln := &q.lanes[l]
 	wanted := make(map[*segment]*ranges)
@@ -125,6 +127,7 @@ func (q *Queue) bringBack(l Lane, here *ranges, clean bool) error {
 			here.add(r.number, r.number)
 			ln.given = max(ln.given, r.number)
 			ln.mem = append(ln.mem, h)
+			q.begun[l] = true
 			q.memory += h.bytes()
 		}, func(*ride) {})
 		f.Close()

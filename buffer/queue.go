@@ -49,7 +49,7 @@ type Queue struct {
 	states  [len(stateNames)]stateFile
 	numbers numbersFile
 	tail    [laneCount]*segment // open for writing; nil: the next commit makes one
-	begun   [laneCount]bool     // the last segment of the run before was looked at
+	begun   [laneCount]bool     // the last segment of the run before was looked at, or must stay as it is
 	opener  opener
 	busy    *segment // under repair: it must not be dropped to make room
 

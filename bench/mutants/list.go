@@ -178,6 +178,13 @@ func list() []mutant {
 		new:  "		for _, h := range ln.mem {\n			here.add(h.seq, h.seq)\n		}\n	}\n	here.union",
 		test: unit("./buffer", "TestBroughtBackByRepair"),
 	}, {
+		name: "store what was brought back where it stands",
+		why:  "a disk that loses this commit takes batches along that were durable long before",
+		file: "buffer/account.go",
+		old:  "			q.begun[l] = true\n",
+		new:  "",
+		test: unit("./buffer", "TestBroughtBack"),
+	}, {
 		name: "blocks beside those of an old segment",
 		why:  "batches that wait since before an update are not found any more",
 		file: "buffer/segment.go",
