@@ -55,7 +55,7 @@ func everything(t *testing.T) (out []*profile.Profile) {
 
 // meterWait is how long a scan in these tests waits for a meter: one that
 // answers at once, on a machine that is busy.
-const meterWait = 250 * time.Millisecond
+const meterWait = 500 * time.Millisecond
 
 // scanBus scans a pty with these meters for units 0 to 8, and says which
 // messages were sent that are none of a search.
@@ -172,9 +172,9 @@ func TestMeterPrimaryOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What asking units 1 to 3 takes with a timeout of 250 ms, by EN 13757-2:
+	// What asking units 1 to 3 takes with a timeout of 500 ms, by EN 13757-2:
 	// 5 characters of 11 bits each, and before them 3 characters, 30 ms at least.
-	const slow, quick = "300 8E1 1.63", "9600 8E1 0.86"
+	const slow, quick = "300 8E1 2.38", "9600 8E1 1.61"
 	on := func(t *testing.T, lines ...string) string {
 		b := &sim.MeterBus{}
 		for i, line := range lines {
@@ -200,7 +200,7 @@ func TestMeterPrimaryOnly(t *testing.T) {
 		want string // units with their lines, then what was not asked
 	}{
 		{"time for all", nil, "1 2400 8E1; 2 9600 8E1; 3 300 8E1"},
-		{"too slow", func(s *scan) { s.walk = time.Second }, "1 2400 8E1; 2 9600 8E1; not " + slow},
+		{"too slow", func(s *scan) { s.walk = 2 * time.Second }, "1 2400 8E1; 2 9600 8E1; not " + slow},
 		{"lease", func(s *scan) { s.most = time.Millisecond }, "1 2400 8E1; not " + slow + "; not " + quick},
 		{"deep", func(s *scan) { s.walk, s.most, s.o.Deep = 1, time.Millisecond, true }, "1 2400 8E1; 2 9600 8E1; 3 300 8E1"},
 		{"nobody heard", func(s *scan) { s.walk, s.modes, s.names = 1, s.modes[1:], s.names[1:] }, "3 300 8E1; not " + quick},
@@ -236,14 +236,14 @@ func TestMeterPrimaryOnly(t *testing.T) {
 			}
 		})
 	}
-	t.Run("pause of the polls", func(t *testing.T) { // 12 addresses take 6.5 s at 300 baud, and 3.6 s before
+	t.Run("pause of the polls", func(t *testing.T) { // 12 addresses take 9.5 s at 300 baud, and 6.6 s before
 		t.Parallel()
 		l := open(t, Options{Name: "bus", Connect: on(t, "2400 8E1"), Line: "2400 8E1", Devices: []Device{{Name: "water", Unit: 1, Every: time.Hour, Map: water}}})
 		var ids []int
 		for id := range 12 {
 			ids = append(ids, id+1)
 		}
-		r, err := l.Scan(t.Context(), 12*time.Second, ScanOptions{MBus: true, IDs: ids, Timeout: meterWait}, func(s ScanStep) {
+		r, err := l.Scan(t.Context(), 16*time.Second, ScanOptions{MBus: true, IDs: ids, Timeout: meterWait}, func(s ScanStep) {
 			if strings.Contains(s.Text, "primary addresses at 300 8E1") {
 				t.Error(s.Text)
 			}
