@@ -47,7 +47,7 @@ const (
 // to ask: a device that talks by itself was found. Another master is an error.
 func (s *scan) overhear(ctx context.Context) (done bool, err error) {
 	s.w.char, s.w.gap = s.mode.char(), s.mode.silence()
-	s.say(ScanStep{Text: fmt.Sprintf("listening %v", listenFirst)})
+	s.say(ScanStep{Text: fmt.Sprintf("listening %v", listenFirst), Of: 1})
 	before, counted := lineErrors(s.w.st)
 	e := s.ears(s.names[0])
 	if err := s.listenTo(ctx, e, listenFirst); err != nil {
@@ -71,7 +71,7 @@ func (s *scan) overhear(ctx context.Context) (done bool, err error) {
 		if err != nil {
 			continue // a profile's own mistake, told elsewhere
 		}
-		s.say(ScanStep{Text: "listening at " + name})
+		s.say(ScanStep{Text: "listening at " + name, Of: 1})
 		if err := s.set(m); err != nil {
 			return false, err
 		}

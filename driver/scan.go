@@ -28,11 +28,12 @@ type ScanOptions struct {
 	RS485    *RS485 // of a port whose direction the kernel switches
 }
 
-// ScanStep tells how far a scan is: a text when something new begins or was
-// found, or a count.
+// ScanStep tells how far a scan is: a text with what is to be done when
+// something new begins, a text alone when something was found, or a count.
 type ScanStep struct {
 	Text     string
 	Done, Of int
+	Found    *ScanResult // until now; the scan goes on with it when say returns
 }
 
 // ScanResult is what a scan has found.
@@ -194,8 +195,15 @@ func newScan(at endpoint, connect string, o ScanOptions, say func(ScanStep)) (*s
 	if at.kind == kindListen {
 		at.kind = kindRTU // whoever is on it is looked for
 	}
-	s := &scan{at: at, o: o, say: say, walk: meterWalk, late: map[byte]bool{}}
+	s := &scan{at: at, o: o, walk: meterWalk, late: map[byte]bool{}}
 	s.res.Connect = connect
+	s.say = func(x ScanStep) {
+		if s.measure(); o.MBus {
+			s.meterLine()
+		}
+		x.Found = &s.res
+		say(x)
+	}
 	s.w = wire{kind: at.kind, pk: packager(at.kind, 1), stray: func(f frame, _ time.Time) { s.late[f.unit] = true }}
 	s.open = func(ctx context.Context, m lineMode) (stream, error) {
 		if at.serial {
@@ -256,7 +264,7 @@ func (s *scan) run(ctx context.Context) (err error) {
 			s.w.st.Close()
 			s.w.st = nil
 		}
-		s.res.Requests, s.res.Took = s.w.count.Requests, time.Since(s.began)
+		s.measure()
 		if err != nil && errors.Is(context.Cause(ctx), errLeaseOver) {
 			s.res.Cut, err = true, nil
 		}
@@ -294,6 +302,9 @@ func (s *scan) run(ctx context.Context) (err error) {
 	}
 	return s.settle(ctx)
 }
+
+// measure brings what the scan has cost up to date.
+func (s *scan) measure() { s.res.Requests, s.res.Took = s.w.count.Requests, time.Since(s.began) }
 
 // set changes the line setting.
 func (s *scan) set(m lineMode) error {

@@ -60,9 +60,10 @@ more than two minutes, which is said. Meters are initialised, selected and
 asked, never set.
 
 While the agent has the port, it does the scan: its polls of that bus pause,
-for --pause at most, and go on when the scan ends or is broken off.
+for --pause at most, and go on when the scan ends or is broken off. Ctrl-C
+tells what was found until then and what was under way.
 --config alone prints what was found as YAML for tidegate.yaml.
-Exit code 0 something found, 1 nothing, 75 the port is in use.`,
+Exit code 0 something found, 1 nothing, 75 the port is in use, 130 Ctrl-C.`,
 		Args: atLeast(0, scanTargets, "ports, addresses or buses"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.scan(cmd.Context(), a.configAmong(args, &f.config), &f)
@@ -105,24 +106,28 @@ func (a *app) scan(ctx context.Context, targets []string, f *scanFlags) error {
 		return usage{fmt.Errorf("--timeout %v is outside 10ms..1m", f.timeout)}
 	}
 	var block configBlock
-	found := false
+	found, w := false, a.out
+	if f.config > 0 {
+		w = a.err
+	}
 	var last error
-	for _, t := range targets {
+	for i, t := range targets {
 		r, via, err := a.scanOne(ctx, t, q)
-		if ctx.Err() != nil {
-			err = exit(exitInterrupted)
-		}
 		if r != nil {
 			found = found || len(r.Units)+len(r.Talkers) > 0
 			block.add(r)
-			switch {
-			case a.json:
+			if a.json {
 				printJSON(a.out, scanResult{"tidegate.scan/1", r, via})
-			case f.config > 0:
-				printScan(a.err, t, r)
-			default:
-				printScan(a.out, t, r)
+			} else if printScan(w, t, r); r.Interrupted != nil {
+				s := r.Interrupted
+				fmt.Fprintln(w, status.Wrap(fmt.Sprintf("%s: interrupted at %q, %d of %d done: there may be more", t, s.Text, s.Done, s.Of), 80, "  "))
 			}
+		}
+		if ctx.Err() != nil {
+			if rest := targets[i+1:]; len(rest) > 0 {
+				fmt.Fprintln(a.err, "not scanned: "+strings.Join(rest, " "))
+			}
+			break
 		}
 		var e exit
 		if errors.As(err, &e) {
@@ -135,10 +140,12 @@ func (a *app) scan(ctx context.Context, targets []string, f *scanFlags) error {
 			last = err
 		}
 	}
-	if f.config > 0 && !a.json {
+	if f.config > 0 && !a.json && (found || ctx.Err() == nil) {
 		fmt.Fprint(a.out, block.text())
 	}
 	switch {
+	case ctx.Err() != nil:
+		return exit(exitInterrupted)
 	case last != nil && len(targets) == 1:
 		return last
 	case !found:
@@ -161,13 +168,22 @@ func (a *app) scanOne(ctx context.Context, target string, q status.ScanRequest) 
 		connect, raw = "serial://"+strings.TrimPrefix(strings.TrimPrefix(target, "serial:"), "//"), true
 	}
 	p := &progress{w: a.err, live: a.liveStderr(), began: time.Now()}
+	var found *status.Scan // until now
 	tell := func(e status.ScanEvent) {
 		p.show(e)
+		if e.Found != nil {
+			found = e.Found
+		}
 		if e.Result != nil {
 			r = e.Result
 		}
 	}
-	defer p.end()
+	defer func() {
+		p.end()
+		if r == nil && found != nil && p.step.Of > 0 {
+			r, found.Interrupted = found, &p.step
+		}
+	}()
 	snapshot, agentErr := a.client().Status(ctx)
 	if agentErr != nil && !errors.Is(agentErr, status.ErrNoAgent) {
 		return nil, "", agentErr
@@ -176,7 +192,8 @@ func (a *app) scanOne(ctx context.Context, target string, q status.ScanRequest) 
 		if !raw && b.Name == target || raw && samePlace(b.Connect, connect) {
 			q.Bus = b.Name
 			p.note(fmt.Sprintf("through the agent: polling of %s pauses", b.Name))
-			return r, "agent", a.client().Scan(ctx, q, tell)
+			err = a.client().Scan(ctx, q, tell)
+			return r, "agent", err
 		}
 	}
 	if raw {

@@ -22,21 +22,22 @@ type progress struct {
 	live  bool
 	began time.Time
 	said  time.Time
-	text  string
+	step  status.ScanEvent
 	drawn bool
 }
 
 func (p *progress) show(e status.ScanEvent) {
-	switch {
-	case e.Text != "" && e.Of > 0 && strings.HasPrefix(e.Text, "asking ") && e.Done > 0 && !p.live:
-		p.text = e.Text // one of the settings: a line every ten seconds is enough
-	case e.Text != "":
-		if p.note(e.Text); e.Of > 0 {
-			p.text = e.Text // what is counted from here on
+	if e.Of > 0 {
+		p.step.Done, p.step.Of = e.Done, e.Of
+		if e.Text != "" {
+			p.step.Text = e.Text // what is counted from here on
 		}
+	}
+	if e.Text != "" && (p.live || e.Done == 0 || !strings.HasPrefix(e.Text, "asking ")) {
+		p.note(e.Text)
 		return
 	}
-	if e.Of == 0 {
+	if e.Of == 0 { // else one of the settings, too: a line every ten seconds is enough
 		return
 	}
 	if p.live {
@@ -46,7 +47,7 @@ func (p *progress) show(e status.ScanEvent) {
 	}
 	if now := time.Now(); now.Sub(p.said) >= 10*time.Second {
 		p.said = now
-		fmt.Fprintf(p.w, "%s: %d of %d after %.0f s\n", p.text, e.Done, e.Of, now.Sub(p.began).Seconds())
+		fmt.Fprintf(p.w, "%s: %d of %d after %.0f s\n", p.step.Text, e.Done, e.Of, now.Sub(p.began).Seconds())
 	}
 }
 

@@ -92,7 +92,14 @@ func scanned(q status.ScanRequest, lib *profile.Library, tell func(status.ScanEv
 			}
 		}
 	}
-	r, err := scan(o, func(s driver.ScanStep) { tell(status.ScanEvent{Text: s.Text, Done: s.Done, Of: s.Of}) })
+	known := -1
+	r, err := scan(o, func(s driver.ScanStep) {
+		e := status.ScanEvent{Text: s.Text, Done: s.Done, Of: s.Of}
+		if n := facts(s.Found); n != known {
+			known, e.Found = n, scanOf(s.Found, q.Bus)
+		}
+		tell(e)
+	})
 	var f *status.Failure
 	switch {
 	case err != nil:
@@ -109,6 +116,15 @@ func scanned(q status.ScanRequest, lib *profile.Library, tell func(status.ScanEv
 		return f
 	}
 	return nil
+}
+
+// facts counts what a scan has found out; it grows with it.
+func facts(r *driver.ScanResult) int {
+	n := len(r.Units) + len(r.Talkers) + len(r.Line)
+	for i := range r.Units {
+		n += len(r.Units[i].Matches) + len(r.Units[i].Lines)
+	}
+	return n
 }
 
 // scanOf is a result as the socket tells it.

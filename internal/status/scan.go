@@ -23,12 +23,14 @@ type ScanRequest struct {
 	PauseMS   int64    `json:"pause_ms,omitempty"` // longest pause of the polls
 }
 
-// ScanEvent is one line of the stream that a scan yields: how far it is, and
-// at the end what it found or why it failed.
+// ScanEvent is one line of the stream that a scan yields: how far it is, what
+// it has found until now whenever that is more than before, and at the end
+// what it found or why it failed.
 type ScanEvent struct {
-	Text    string   `json:"text,omitempty"`
+	Text    string   `json:"text,omitempty"` // what begins, with Of; else what was found
 	Done    int      `json:"done,omitempty"`
 	Of      int      `json:"of,omitempty"`
+	Found   *Scan    `json:"found,omitempty"`
 	Result  *Scan    `json:"result,omitempty"`
 	Failure *Failure `json:"failure,omitempty"` // beside Result where a part was found
 }
@@ -50,6 +52,9 @@ type Scan struct {
 	// NotAsked are the settings at which meters on an M-Bus were called all at
 	// once, and not at each of their primary addresses.
 	NotAsked []ScanRest `json:"not_asked,omitempty"`
+	// Interrupted is what was under way when the scan was broken off, with how
+	// much of it was done; nil if it came to its end.
+	Interrupted *ScanEvent `json:"interrupted,omitempty"`
 }
 
 // ScanRest is a setting, and how long it takes to ask each address at it.
