@@ -6,8 +6,9 @@ COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 DATE    ?= $(shell git log -1 --format=%cI 2>/dev/null)
 LDFLAGS  = -s -w -buildid= -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.date=$(DATE)
 # What runs once, at a person's pace or in handshakes is not inlined: that is
-# 0.8 MB of the binary. Polling and encoding are.
-COLD     = net net/url net/http/... encoding/asn1 encoding/json encoding/pem go.bug.st/... encoding/base64 encoding/hex bufio \
+# 0.8 MB of the binary. Polling and encoding are. Locks and calls to the kernel
+# are not either: nothing could be measured of it.
+COLD     = net net/url net/http/... encoding/asn1 encoding/json encoding/pem go.bug.st/... encoding/base64 encoding/hex encoding/csv bufio container/list sync internal/sync math/rand internal/fmtsort internal/saferio internal/nettrace \
 	internal/poll internal/godebug internal/bisect internal/syscall/... io/... golang.org/x/sys/... math/big sort \
 	unicode/... golang.org/x/net/... regexp/... fmt reflect text/... log/... flag mime/... os/... time path/... \
 	compress/... vendor/... github.com/... strings net/textproto net/netip go.etcd.io/... bytes syscall context errors \
@@ -15,7 +16,7 @@ COLD     = net net/url net/http/... encoding/asn1 encoding/json encoding/pem go.
 	tidegate/internal/rule tidegate/uplink/sparkplug tidegate/cmd/... tidegate/config tidegate/internal/document \
 	tidegate/internal/status tidegate/internal/account tidegate/internal/sim tidegate/internal/capture \
 	tidegate/internal/command tidegate/internal/agent tidegate/driver/mbus tidegate/driver/obis tidegate/uplink \
-	tidegate/buffer tidegate/internal/clock
+	tidegate/buffer tidegate/internal/clock tidegate/internal/tcp
 # HTTP/2 is left out: neither the agent's own socket nor a receiver needs it.
 BUILD    = CGO_ENABLED=0 $(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false $(COLD:%=-gcflags=%=-l) -ldflags "$(LDFLAGS)"
 OUT     ?= tidegate

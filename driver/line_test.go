@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -406,36 +407,45 @@ func TestTCPPeers(t *testing.T) {
 }
 
 // TestIdleCloseIsNoFailure: many devices close a connection they have not
-// heard from; the next poll opens it again and succeeds.
+// heard from, some only their half of it; the next poll opens it again and
+// succeeds.
 func TestIdleCloseIsNoFailure(t *testing.T) {
 	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newSlave(kindTCP, 1)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer ln.Close()
-	wg.Go(func() {
-		for {
-			c, err := ln.Accept()
+	for name, end := range map[string]func(*net.TCPConn){
+		"whole": func(*net.TCPConn) {},
+		"half":  func(c *net.TCPConn) { c.CloseWrite(); c.SetReadDeadline(time.Time{}); io.Copy(io.Discard, c) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
-				return
+				t.Fatal(err)
 			}
-			c.SetReadDeadline(time.Now().Add(400 * time.Millisecond))
-			wg.Go(func() { s.serve(c); c.Close() })
-		}
-	})
-	l := open(t, Options{Name: "b", Connect: "tcp://" + ln.Addr().String(), Timeout: 2 * time.Second,
-		Devices: []Device{{Name: "d", Unit: 1, Every: 500 * time.Millisecond, Map: custom(t, 2)}}})
-	var got sink
-	stop := run(t, l, got.emit)
-	until(t, 10*time.Second, "five polls on four connections", func() bool { st := l.Stats(); return st.Devices[0].Good >= 5 && st.Opened >= 4 })
-	stop()
-	st := l.Stats()
-	if st.Devices[0].Failed > 0 {
-		t.Errorf("good %d, failed %d, opened %d", st.Devices[0].Good, st.Devices[0].Failed, st.Opened)
+			s := newSlave(kindTCP, 1)
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			defer ln.Close()
+			wg.Go(func() {
+				for {
+					c, err := ln.Accept()
+					if err != nil {
+						return
+					}
+					c.SetReadDeadline(time.Now().Add(400 * time.Millisecond))
+					wg.Go(func() { s.serve(c); end(c.(*net.TCPConn)); c.Close() })
+				}
+			})
+			l := open(t, Options{Name: "b", Connect: "tcp://" + ln.Addr().String(), Timeout: 2 * time.Second,
+				Devices: []Device{{Name: "d", Unit: 1, Every: 500 * time.Millisecond, Map: custom(t, 2)}}})
+			var got sink
+			stop := run(t, l, got.emit)
+			until(t, 20*time.Second, "five polls on four connections", func() bool { st := l.Stats(); return st.Devices[0].Good >= 5 && st.Opened >= 4 })
+			stop()
+			st := l.Stats()
+			if st.Devices[0].Failed > 0 {
+				t.Errorf("good %d, failed %d, opened %d", st.Devices[0].Good, st.Devices[0].Failed, st.Opened)
+			}
+		})
 	}
 }
 

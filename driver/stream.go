@@ -31,6 +31,14 @@ type stream interface {
 	Close() error
 }
 
+// asker is a stream that spares a call to the kernel when it writes a request
+// and waits for the answer in one.
+type asker interface {
+	// Ask is WriteAll and ReadSome. What had come before it was called may be
+	// seen only with the answer, or at the deadline.
+	Ask(request, p []byte, deadline time.Time) (int, error)
+}
+
 // tcpStream is a stream over a TCP connection. A deadline is moved only when
 // it must be.
 type tcpStream struct {
@@ -100,23 +108,45 @@ func (s *tcpStream) WriteAll(p []byte, deadline time.Time) error {
 	return netFailure(err)
 }
 
+func (s *tcpStream) Ask(request, p []byte, deadline time.Time) (int, error) {
+	if s.closed.Load() {
+		return 0, ErrGone
+	}
+	s.bound(deadline)
+	sent, n, err := s.c.Ask(request, p)
+	if late := errors.Is(err, os.ErrDeadlineExceeded); err != nil && !late || n > 0 {
+		return n, netFailure(err)
+	}
+	if sent < len(request) {
+		if err := s.WriteAll(request[sent:], deadline); err != nil {
+			return 0, halved(err)
+		}
+	}
+	return s.ReadSome(p, deadline)
+}
+
+// bound moves the read deadline if it is far from this one; false: this one has passed.
+func (s *tcpStream) bound(deadline time.Time) bool {
+	now := time.Now()
+	wait := deadline.Sub(now)
+	if wait > 0 && (s.until.After(deadline) || s.until.Sub(now) < wait/2) {
+		s.c.SetReadDeadline(deadline)
+		s.until = deadline
+	}
+	return wait > 0
+}
+
 func (s *tcpStream) ReadSome(p []byte, deadline time.Time) (int, error) {
 	for {
 		if s.closed.Load() {
 			return 0, ErrGone
 		}
-		now := time.Now()
-		wait := deadline.Sub(now)
-		if wait <= 0 { // what the kernel already holds; Read would not even look
+		if !s.bound(deadline) { // what the kernel already holds; Read would not even look
 			n, err := s.c.Look(p)
 			if n == 0 && err == nil {
 				err = ErrTimeout
 			}
 			return n, netFailure(err)
-		}
-		if s.until.After(deadline) || s.until.Sub(now) < wait/2 {
-			s.c.SetReadDeadline(deadline)
-			s.until = deadline
 		}
 		n, err := s.c.Read(p)
 		if s.until.Before(deadline) && errors.Is(err, os.ErrDeadlineExceeded) {

@@ -110,11 +110,14 @@ func (w *wire) ask(a *ask, timeout time.Duration) (r *result, err error) {
 	r.sent = time.Now()
 	deadline := r.sent.Add(timeout + w.char*time.Duration(len(a.adu)+a.expect))
 	w.count.Requests++
-	if err := w.st.WriteAll(a.adu, deadline); err != nil {
-		if !errors.Is(err, ErrGone) { // half a request: the line is of no use
-			err = fmt.Errorf("%w: %w", ErrGone, err)
+	both, _ := w.st.(asker)
+	if w.lo < w.hi { // that is looked at first
+		both = nil
+	}
+	if both == nil {
+		if err := w.st.WriteAll(a.adu, deadline); err != nil {
+			return r, halved(err)
 		}
-		return r, err
 	}
 	w.count.BytesOut += uint64(len(a.adu))
 	before := w.count
@@ -155,7 +158,14 @@ func (w *wire) ask(a *ask, timeout time.Duration) (r *result, err error) {
 				until = q
 			}
 		}
-		n, err := w.read(until)
+		var n int
+		var err error
+		if both != nil {
+			n, err = w.took(both.Ask(a.adu, w.room(), until))
+			both = nil
+		} else {
+			n, err = w.read(until)
+		}
 		r.got = w.last
 		r.bytes += n
 		quiet = n == 0
@@ -168,6 +178,15 @@ func (w *wire) ask(a *ask, timeout time.Duration) (r *result, err error) {
 			over = until.Equal(deadline)
 		}
 	}
+}
+
+// halved is the error of a request that could not be written: half of it may
+// have left, so the line is of no use.
+func halved(err error) error {
+	if errors.Is(err, ErrGone) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrGone, err)
 }
 
 // search cuts frames until one is the answer.
@@ -327,6 +346,11 @@ func (w *wire) compact() {
 
 // read takes what comes until the deadline into the buffer.
 func (w *wire) read(until time.Time) (int, error) {
+	return w.took(w.st.ReadSome(w.room(), until))
+}
+
+// room is where what comes next belongs.
+func (w *wire) room() []byte {
 	if w.hi == len(w.buf) {
 		w.compact()
 		if w.hi == len(w.buf) { // nothing but garbage is that long
@@ -335,7 +359,11 @@ func (w *wire) read(until time.Time) (int, error) {
 			w.compact()
 		}
 	}
-	n, err := w.st.ReadSome(w.buf[w.hi:], until)
+	return w.buf[w.hi:]
+}
+
+// took takes note of what has come into the room.
+func (w *wire) took(n int, err error) (int, error) {
 	if n == 0 {
 		return 0, err
 	}

@@ -22,6 +22,12 @@ type Conn struct {
 	*net.TCPConn
 	raw     syscall.RawConn
 	in, out call
+
+	// of an Ask, guarded by in.mu
+	question []byte                // to be written before the wait
+	left     int                   // of it
+	refused  syscall.Errno         // when it was written
+	asked    func(fd uintptr) bool // like call.ready
 }
 
 // call is a read or a write under way.
@@ -44,6 +50,7 @@ func New(c *net.TCPConn) (*Conn, error) {
 	s := &Conn{TCPConn: c, raw: raw}
 	s.in.prepare(syscall.SYS_READ)
 	s.out.prepare(syscall.SYS_WRITE)
+	s.asked = s.put
 	return s, nil
 }
 
@@ -89,6 +96,11 @@ func (c *Conn) read(p []byte, wait bool) (n int, err error) {
 	} else {
 		err = c.raw.Control(c.in.once)
 	}
+	return c.came(err)
+}
+
+// came is what a read has come to; the caller holds in.mu.
+func (c *Conn) came(err error) (n int, _ error) {
 	c.in.p = nil
 	switch {
 	case err != nil:
@@ -101,6 +113,43 @@ func (c *Conn) read(p []byte, wait bool) (n int, err error) {
 		return 0, io.EOF
 	}
 	return c.in.n, nil
+}
+
+// Ask writes p and then waits for bytes until the read deadline, as Read does.
+// It waits first and reads then: a Read behind a Write finds nothing there yet
+// and has called the kernel in vain. What had come before, the end of the
+// connection too, is seen only with what comes behind p. sent is less than
+// len(p) if the kernel has no room for all; then nothing was waited for.
+func (c *Conn) Ask(p, answer []byte) (sent, n int, err error) {
+	c.in.mu.Lock()
+	defer c.in.mu.Unlock()
+	c.question, c.left, c.refused = p, len(p), 0
+	c.in.p = answer
+	err = c.raw.Read(c.asked)
+	c.question = nil
+	sent = len(p) - c.left
+	if err == nil && c.left > 0 {
+		return sent, 0, c.refusal(c.refused)
+	}
+	n, err = c.came(err)
+	return sent, n, err
+}
+
+// put writes the question when it is called first, then reads. The runtime has
+// forgotten by then what the connection was ready for, and only what is written
+// after that can be answered: so no answer comes unnoticed.
+func (c *Conn) put(fd uintptr) bool {
+	if c.question == nil {
+		return c.in.ready(fd)
+	}
+	c.out.mu.Lock()
+	c.out.p = c.question
+	c.out.do(fd)
+	c.left -= c.out.n
+	c.refused = c.out.errno
+	c.out.p, c.question = nil, nil
+	c.out.mu.Unlock()
+	return c.left > 0
 }
 
 // Offer writes what the kernel takes at once: it never waits, and n is less
@@ -116,13 +165,18 @@ func (c *Conn) offer(p []byte) (n int, err error) {
 	c.out.p = p
 	err = c.raw.Control(c.out.once)
 	c.out.p = nil
-	switch {
-	case err != nil:
+	if err != nil {
 		return 0, c.failed("write", err)
-	case c.out.errno != 0 && c.out.errno != syscall.EAGAIN:
-		return 0, c.failed("write", os.NewSyscallError("write", c.out.errno))
 	}
-	return c.out.n, nil
+	return c.out.n, c.refusal(c.out.errno)
+}
+
+// refusal is the error of a write; that there is no room is none.
+func (c *Conn) refusal(errno syscall.Errno) error {
+	if errno == 0 || errno == syscall.EAGAIN {
+		return nil
+	}
+	return c.failed("write", os.NewSyscallError("write", errno))
 }
 
 // Write writes all of p, and waits for room until the write deadline.

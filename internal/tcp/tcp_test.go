@@ -2,6 +2,7 @@ package tcp
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -118,6 +119,89 @@ func TestRead(t *testing.T) {
 	}
 	if _, err := c.Write(p); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a write to it: %v", err)
+	}
+}
+
+// TestAsk: each answer is noticed, whenever it comes and whatever came before
+// it that nobody waited for.
+func TestAsk(t *testing.T) {
+	c, peer := pair(t)
+	go func() {
+		p := make([]byte, 8)
+		for i := 0; ; i++ {
+			if _, err := io.ReadFull(peer, p); err != nil {
+				return
+			}
+			if i%7 == 0 {
+				time.Sleep(time.Duration(i%5) * 100 * time.Microsecond)
+			}
+			peer.Write(p)
+			if i%3 == 0 { // a stray
+				time.Sleep(time.Duration(i%11) * 10 * time.Microsecond)
+				peer.Write([]byte("........"))
+			}
+		}
+	}()
+	question, buf := make([]byte, 8), make([]byte, 64)
+	for i := range 3_000 {
+		binary.BigEndian.PutUint64(question, uint64(i)<<8|1)
+		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		sent, n, err := c.Ask(question, buf)
+		for !bytes.Contains(buf[:n], question) && err == nil {
+			k := 0
+			k, err = c.Read(buf[n:])
+			n += k
+		}
+		if sent != len(question) || err != nil {
+			t.Fatalf("question %d: sent %d, %q came, %v", i, sent, buf[:n], err)
+		}
+		if i%100 == 0 {
+			time.Sleep(time.Millisecond) // the stray comes while nobody waits
+		}
+	}
+}
+
+// TestAskInVain: the deadline, no room, a connection that was closed by the
+// other side before, and one that we closed.
+func TestAskInVain(t *testing.T) {
+	c, peer := pair(t)
+	p, question := make([]byte, 16), []byte("?")
+	peer.Write([]byte("stray"))
+	time.Sleep(20 * time.Millisecond)
+	c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+	if sent, n, err := c.Ask(question, p); sent != 1 || n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("no answer: %d %d %v", sent, n, err)
+	}
+	if sent, n, err := c.Ask(question, p); sent != 0 || n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("asked when it was too late: %d %d %v", sent, n, err)
+	}
+	if n, err := c.Look(p); string(p[:n]) != "stray" || err != nil {
+		t.Errorf("what had come before: %q %v", p[:n], err)
+	}
+	if n, _ := peer.Read(p); string(p[:n]) != "?" {
+		t.Errorf("%q was asked", p[:n])
+	}
+	c.SetReadDeadline(time.Time{})
+	for n := 1; n > 0; {
+		n, _ = c.Offer(make([]byte, 64<<10))
+	}
+	if sent, n, err := c.Ask(make([]byte, 1<<20), p); sent == 1<<20 || n != 0 || err != nil {
+		t.Errorf("without room: %d %d %v", sent, n, err)
+	}
+
+	c, peer = pair(t)
+	peer.Close()
+	time.Sleep(20 * time.Millisecond)
+	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if _, n, err := c.Ask(question, p); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the other side has gone: %d %v", n, err)
+	}
+	if sent, _, err := c.Ask(question, p); sent != 0 || !errors.Is(err, syscall.EPIPE) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("and again: %d %v", sent, err)
+	}
+	c.Close()
+	if _, _, err := c.Ask(question, p); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a closed connection: %v", err)
 	}
 }
 
