@@ -169,7 +169,7 @@ func (f *Life) settle(ln *lane, given uint64, held map[uint64]Batch) {
 	ln.batches = make(map[uint64]*promise, len(held))
 	ln.found = ln.found[:0]
 	for n, b := range held {
-		p := &promise{ways: []Batch{b}}
+		p := &promise{ways: []Batch{b}, flush: before}
 		if was := old[n]; was != nil {
 			// What the disk lied about is durable when it is stored once more.
 			p.acked, p.stored = was.acked, was.stored && !was.risky

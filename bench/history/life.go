@@ -2,6 +2,7 @@ package history
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -103,10 +104,14 @@ type lane struct {
 type promise struct {
 	ways   []Batch
 	stored bool
-	flush  int  // how many flushes were confirmed when it became durable
+	flush  int  // how many flushes were confirmed when it became durable, or before
 	risky  bool // it was among the last that the disk lied about
 	acked  bool
 }
+
+// before is the flush of what was durable when the disk was switched on: no
+// flush since then was one that it depends on.
+const before = math.MinInt / 2
 
 // Violations returns what was broken so far.
 func (f *Life) Violations() []string { return f.violations }
@@ -153,7 +158,7 @@ func (f *Life) Down(flushes int) {
 	for i := range f.lanes {
 		for _, p := range f.lanes[i].batches {
 			p.risky = p.risky || p.stored && p.flush > flushes-f.Lag
-			p.flush = 0
+			p.flush = before
 		}
 	}
 }
