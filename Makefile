@@ -21,7 +21,7 @@ COLD     = net net/url net/http/... encoding/asn1 encoding/json encoding/pem go.
 BUILD    = CGO_ENABLED=0 $(GO) build -tags nethttpomithttp2 -trimpath -buildvcs=false $(COLD:%=-gcflags=%=-l) -ldflags "$(LDFLAGS)"
 OUT     ?= tidegate
 
-.PHONY: build demo test unit vet peers cross proof-kill proof-load proof-wear proof-bus proof-many proof-drain proof-hostile proof-power proof-faults proof-net proof-storm proof-cluster proof-recipes mutants clean
+.PHONY: build demo test unit vet peers telegraf cross proof-kill proof-load proof-beside proof-wear proof-bus proof-many proof-drain proof-hostile proof-power proof-faults proof-net proof-storm proof-cluster proof-recipes mutants clean
 
 build: ## the static binary, ./tidegate
 	$(BUILD) -o $(OUT) ./cmd/tidegate
@@ -93,6 +93,15 @@ proof-wear: ## bytes written and stored with a broker and without one; as root a
 proof-bus: ## 32 RTU units on a paced line: share of its physical limit, with 0, 1 and 8 of them dead
 	$(GO) test -run '^$$' -bench BenchmarkBus -benchtime 1x -count 1 -timeout 30m ./driver
 
+# Telegraf with the few plugins that the proofs need.
+TELEGRAF = $${XDG_CACHE_HOME:-$$HOME/.cache}/tidegate-telegraf
+TELEGRAF_PLUGINS = inputs.modbus inputs.mqtt_consumer outputs.mqtt outputs.file parsers.influx parsers.json_v2 serializers.influx serializers.json
+telegraf:
+	@test -x $(TELEGRAF)/telegraf || GOBIN=$(TELEGRAF) $(GO) install -tags "custom $(TELEGRAF_PLUGINS)" github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
+
+proof-beside: telegraf ## proof-load with Telegraf at the same work at the same time: the ratios of CPU and memory
+	TIDEGATE_TELEGRAF=$(TELEGRAF)/telegraf $(GO) test -run '^$$' -bench BenchmarkAgent -benchtime 1x -count 5 -timeout 30m ./cmd/tidegate
+
 proof-many: ## 1,000 devices on 100 Modbus TCP endpoints, every second
 	$(GO) test -run '^$$' -bench BenchmarkMany -benchtime 1x -count 1 -timeout 30m ./cmd/tidegate
 
@@ -126,11 +135,8 @@ proof-cluster: ## three NATS JetStream servers as brokers; two of them are kille
 	cd bench && $(GO) run ./cluster
 
 NODE_RED = $${XDG_CACHE_HOME:-$$HOME/.cache}/tidegate-node-red
-TELEGRAF = $${XDG_CACHE_HOME:-$$HOME/.cache}/tidegate-telegraf
-proof-recipes: peers ## the recipes for Node-RED and Telegraf in these themselves; npm installs the one (120 MB), go install the other
+proof-recipes: peers telegraf ## the recipes for Node-RED and Telegraf in these themselves; npm installs the one (120 MB), go install the other
 	@test -d $(NODE_RED)/node_modules/node-red || npm install --prefix $(NODE_RED) --ignore-scripts --no-audit --no-fund node-red@4.1.15
-	@test -x $(TELEGRAF)/telegraf || GOBIN=$(TELEGRAF) $(GO) install -tags custom,inputs.mqtt_consumer,outputs.file,parsers.influx,parsers.json_v2,serializers.influx \
-		github.com/influxdata/telegraf/cmd/telegraf@v1.37.2
 	TIDEGATE_NODE_RED=$(NODE_RED) TIDEGATE_TELEGRAF=$(TELEGRAF)/telegraf $(GO) test -run '^TestRecipes(NodeRED|Telegraf)$$' -count=1 -v ./cmd/tidegate
 
 mutants: ## deliberate breakages that the tests must catch

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -25,7 +26,9 @@ import (
 // certificates. It reports CPU and memory of the agent's process alone, bytes
 // written to disk, polls that were not on time, and beside them the CPU of
 // bare loops that send the same requests and throw the answers away ("floor",
-// without decoding, buffering and sending). make proof-load runs it.
+// without decoding, buffering and sending). make proof-load runs it. With
+// TIDEGATE_TELEGRAF Telegraf polls the same devices at the same time and sends
+// to the same broker, and the ratios of the two are reported: make proof-beside.
 func BenchmarkAgent(b *testing.B) {
 	bin := filepath.Join(b.TempDir(), "tidegate")
 	build := exec.Command("make", "-C", filepath.Join("..", ".."), "build", "OUT="+bin)
@@ -52,7 +55,12 @@ func measureAgent(b *testing.B, bin string, every time.Duration) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	defer func() { cancel(); wg.Wait() }()
-	broker, err := sim.NewBroker(sim.BrokerOptions{})
+	var heard atomic.Int64 // messages of Telegraf
+	broker, err := sim.NewBroker(sim.BrokerOptions{OnPublish: func(topic string, _ []byte) {
+		if topic == "telegraf" {
+			heard.Add(1)
+		}
+	}})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -61,6 +69,7 @@ func measureAgent(b *testing.B, bin string, every time.Duration) {
 		b.Fatal(err)
 	}
 	var addrs []string
+	var slaves []*sim.Slave
 	config := "gateway: {id: load}\nbuses:\n"
 	for i := range loadDevices {
 		s := sim.NewSlave()
@@ -75,7 +84,7 @@ func measureAgent(b *testing.B, bin string, every time.Duration) {
 			b.Fatal(err)
 		}
 		wg.Go(func() { s.ServeTCP(ctx, ln) })
-		addrs = append(addrs, ln.Addr().String())
+		addrs, slaves = append(addrs, ln.Addr().String()), append(slaves, s)
 		config += fmt.Sprintf("  bus%d:\n    connect: tcp://%s\n    devices:\n      d%d:\n        every: %v\n        unit: 1\n        points:\n", i, ln.Addr(), i, every)
 		for k := range loadPoints {
 			config += fmt.Sprintf("          p%d: {holding: %d, type: f32}\n", k, 2*k)
@@ -93,10 +102,36 @@ func measureAgent(b *testing.B, bin string, every time.Duration) {
 		b.Fatal(err)
 	}
 	defer func() { cmd.Process.Signal(os.Interrupt); cmd.Wait() }()
+	telegraf := os.Getenv("TIDEGATE_TELEGRAF")
+	peer := 0
+	if telegraf != "" {
+		peer = startTelegraf(b, telegraf, dir, broker.URL(), addrs, every)
+	}
+	answers := func() (n float64) {
+		for _, s := range slaves {
+			n += float64(s.Stats().Answers)
+		}
+		return n
+	}
 	time.Sleep(6 * time.Second)
-	cpu, written := cpuOf(b, cmd.Process.Pid), writtenBy(b, cmd.Process.Pid)
+	cpu, written, answered := cpuOf(b, cmd.Process.Pid), writtenBy(b, cmd.Process.Pid), answers()
+	var peerCPU time.Duration
+	if peer > 0 {
+		peerCPU = cpuOf(b, peer)
+	}
 	time.Sleep(loadTime)
 	readings := float64(loadDevices*loadPoints) * float64(loadTime/every)
+	if peer > 0 {
+		if n := heard.Load(); n < int64(loadTime/time.Second)/2 {
+			b.Fatalf("Telegraf has sent %d messages", n)
+		}
+		others := (answers()-answered)*loadPoints - readings // what is not the agent's is Telegraf's
+		each := (cpuOf(b, peer) - peerCPU).Seconds() * 1e6 / others
+		b.ReportMetric(each, "telegraf-us-CPU/reading")
+		b.ReportMetric(each*readings/1e6/(cpuOf(b, cmd.Process.Pid)-cpu).Seconds(), "telegraf-CPU/agent-CPU")
+		b.ReportMetric(residentOf(b, peer)/residentOf(b, cmd.Process.Pid), "telegraf-RSS/agent-RSS")
+		b.ReportMetric(others/readings, "telegraf-polls/agent-polls")
+	}
 	b.ReportMetric((cpuOf(b, cmd.Process.Pid)-cpu).Seconds()*1e6/readings, "us-CPU/reading")
 	b.ReportMetric(floor.Seconds()*1e6/readings, "floor-us-CPU/reading")
 	b.ReportMetric(float64(writtenBy(b, cmd.Process.Pid)-written)/readings, "B-disk/reading")
@@ -112,6 +147,32 @@ func measureAgent(b *testing.B, bin string, every time.Duration) {
 	}
 	b.ReportMetric(late, "late-polls")
 	b.ReportMetric(0, "ns/op")
+}
+
+// startTelegraf starts Telegraf with the work of the agent: the same points of
+// the same devices in one request each, JSON, sent every second with quality 1.
+func startTelegraf(b *testing.B, bin, dir, url string, addrs []string, every time.Duration) (pid int) {
+	conf := fmt.Sprintf("[agent]\n  interval = %q\n  flush_interval = \"1s\"\n  precision = \"1ms\"\n  omit_hostname = true\n  quiet = true\n"+
+		"[[outputs.mqtt]]\n  servers = [%q]\n  topic = \"telegraf\"\n  qos = 1\n  client_id = \"telegraf\"\n  layout = \"batch\"\n  data_format = \"json\"\n"+
+		"  tls_ca = \"%[3]s/ca.crt\"\n  tls_cert = \"%[3]s/client.crt\"\n  tls_key = \"%[3]s/client.key\"\n", every, url, filepath.Join(dir, "pki"))
+	fields := ""
+	for k := range loadPoints {
+		fields += fmt.Sprintf("    {address=%d, name=\"p%d\", type=\"FLOAT32\"},\n", 2*k, k)
+	}
+	for i, addr := range addrs {
+		conf += fmt.Sprintf("[[inputs.modbus]]\n  name = \"d%d\"\n  controller = \"tcp://%s\"\n  configuration_type = \"request\"\n"+
+			"  [[inputs.modbus.request]]\n    slave_id = 1\n    byte_order = \"ABCD\"\n    register = \"holding\"\n    fields = [\n%s    ]\n", i, addr, fields)
+	}
+	file := filepath.Join(dir, "telegraf.conf")
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(bin, "--config", file)
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	return cmd.Process.Pid
 }
 
 // bareLoops is the CPU of this process for the same requests on as many
