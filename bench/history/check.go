@@ -144,12 +144,12 @@ func (f *Life) lose(l buffer.Lane, n, given uint64, p *promise) {
 		f.violate("%s %d was durable and is gone (told: %v)", l, n, f.lanes[l].told.has(n))
 		return
 	}
-	if !p.risky && !f.Broken {
+	if !p.risky {
 		f.Counts.Beyond++
 		f.note("%s %d is gone (told: %v) though it was older than the last flushes", l, n, f.lanes[l].told.has(n))
 		was := p.ways[0]
 		was.Lane, was.Seq = l, n
-		if f.Spared[was] {
+		if f.Spared[was] && (f.Forgot || f.Broken) {
 			f.Counts.Forgotten++
 		} else if f.Exact {
 			f.violate("%s %d was durable before the last %d flushes and is gone", l, n, f.Lag)

@@ -37,6 +37,9 @@ type Life struct {
 	// as it was before those flushes: one that is gone nevertheless was on the disk,
 	// and ext4 itself has lost the way to it.
 	Spared map[Batch]bool
+	// Forgot: the head of that journal has moved in one of the cuts. Otherwise only
+	// a damaged file system is a reason to lose what is Spared.
+	Forgot bool
 	// Spoilt: the rig has damaged a file, though no batch in it.
 	Spoilt bool
 	// Broken: the file system itself was damaged by the last cut, so whole

@@ -131,13 +131,12 @@ func (d *disk) flush() error {
 
 // powerOn brings the disk back as a power cut leaves it: each sector that was
 // written and is not safe is there with probability keep. It returns how many
-// were kept and how many were not. If the head of the journal of ext4 is another
-// one now, it also returns the disk as the same cut leaves it with the whole
-// journal as it was before.
-func (d *disk) powerOn(r *rand.Rand, keep float64, journal int64) (kept, gone int, other []byte) {
+// were kept and how many were not, whether the head of the journal of ext4 is
+// another one now, and the whole journal as it was before.
+func (d *disk) powerOn(r *rand.Rand, keep float64, journal int64) (kept, gone int, moved bool, before []byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	before := bytes.Clone(d.safe[journal : journal+journalSize])
+	before = bytes.Clone(d.safe[journal : journal+journalSize])
 	all := append(d.flushed, d.open)
 	for _, group := range all {
 		for _, w := range group {
@@ -159,11 +158,7 @@ func (d *disk) powerOn(r *rand.Rand, keep float64, journal int64) (kept, gone in
 	}
 	d.open, d.flushed = nil, nil
 	d.off, d.writes, d.flushes, d.cutAt, d.cut = false, 0, 0, 0, make(chan struct{})
-	if !bytes.Equal(before[:block], d.safe[journal:journal+block]) {
-		other = bytes.Clone(d.safe)
-		copy(other[journal:], before)
-	}
-	return kept, gone, other
+	return kept, gone, !bytes.Equal(before[:block], d.safe[journal:journal+block]), before
 }
 
 // file shows the disk to the kernel as a file.

@@ -192,12 +192,17 @@ func (l *life) live(ctx context.Context, content []byte, cuts int) error {
 			}
 		}
 		if l.h.Ready() || l.h.Spared == nil {
-			l.h.Spared = make(map[history.Batch]bool)
+			l.h.Spared, l.h.Forgot = make(map[history.Batch]bool), false
 		}
-		kept, gone, other := l.d.powerOn(sectors, keep, l.p.journal)
+		kept, gone, moved, before := l.d.powerOn(sectors, keep, l.p.journal)
 		l.kept, l.gone = l.kept+kept, l.gone+gone
-		if lag > 0 && other != nil && gone > 0 {
-			l.h.Count("cuts that left another head of the journal")
+		if lag > 0 && kept > 0 && gone > 0 {
+			if moved {
+				l.h.Forgot = true
+				l.h.Count("cuts that left another head of the journal")
+			}
+			other := bytes.Clone(l.d.now)
+			copy(other[l.p.journal:], before)
 			if err := l.inventory(other, l.h.Spared); err != nil {
 				l.h.Count("with the journal of before it was of no use: " + err.Error())
 			}
