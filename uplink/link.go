@@ -19,6 +19,7 @@ type link struct {
 	client mqtt.Client
 	wire   *wire
 	in     chan incoming
+	over   chan struct{} // closed when nobody takes from in any more
 }
 
 var _ carrier = (*link)(nil)
@@ -178,7 +179,7 @@ func tcpStage(err error) stage {
 // connect speaks MQTT on an open connection; with a will if this is the
 // gateway itself. The wire is closed if it fails.
 func (u *Uplink) connect(ctx context.Context, w *wire, will bool) (*link, *Error) {
-	l := &link{wire: w, in: make(chan incoming, 16)}
+	l := &link{wire: w, in: make(chan incoming, 16), over: make(chan struct{})}
 	user, password, until, err := u.credentials(w.broker)
 	if err != nil {
 		w.abort()
@@ -245,12 +246,14 @@ func readSecret(file, key string) (string, *Error) {
 }
 
 // end closes the connection, with DISCONNECT if politely, and waits a
-// moment until the client has stopped.
+// moment until the client has stopped. What has come and nobody takes any more
+// would keep the client's goroutines for good.
 func (l *link) end(politely bool) {
 	if !politely {
 		l.wire.abort()
 	}
 	l.client.Disconnect(250)
+	close(l.over)
 }
 
 // post hands a message to the client, which writes it by itself.
@@ -341,6 +344,7 @@ func (l *link) subscribe(filter, who string, limit time.Duration) error {
 		select {
 		case l.in <- incoming{topic: m.Topic(), body: m.Payload(), retained: m.Retained(), again: m.Duplicate()}:
 		case <-l.wire.dead:
+		case <-l.over:
 		}
 	}).(*mqtt.SubscribeToken)
 	wait := time.NewTimer(limit)

@@ -16,6 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"tidegate/internal/sim"
 )
 
@@ -290,6 +292,34 @@ func TestWire(t *testing.T) {
 		t.Error("the session was not woken")
 	}
 	z.Close()
+}
+
+// TestEndLeavesNothing: a connection that ends while messages wait that nobody
+// takes leaves no goroutine behind.
+func TestEndLeavesNothing(t *testing.T) {
+	b := newScript(t, sim.ScriptOptions{})
+	for _, politely := range []bool{true, false} {
+		before := goleak.IgnoreCurrent()
+		u := newUplink(t, "mqtt://"+b.Addr(), nil)
+		c, err := net.Dial("tcp", b.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw := &rawConn{Conn: c, meter: &u.meter, limit: time.Minute}
+		l, problem := u.connect(t.Context(), newWire(raw, raw, u.broker()), true)
+		if problem != nil {
+			t.Fatal(problem)
+		}
+		if err := l.subscribe("said/#", "the test", time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 * cap(l.in) {
+			b.Say("said/x", false, []byte("much"))
+		}
+		eventually(t, 10*time.Second, "more than are taken", func() bool { return len(l.in) == cap(l.in) })
+		l.end(politely)
+		eventually(t, 10*time.Second, "all have ended", func() bool { return goleak.Find(before) == nil })
+	}
 }
 
 // publishOf is a PUBLISH of quality 1 to "a" with a body of so many bytes.
