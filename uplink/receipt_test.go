@@ -35,7 +35,8 @@ func forgetful(t *testing.T) *mosquitto {
 type consumer struct {
 	mu     sync.Mutex
 	got    map[string]map[uint64]int
-	mute   bool // it stores and says nothing
+	due    map[string]string // lanes whose receipt is to be said, with their epoch
+	mute   bool              // it stores and says nothing
 	client mqtt.Client
 }
 
@@ -51,8 +52,34 @@ func (c *consumer) count(lane string) int {
 	return len(c.got[lane])
 }
 
+// receipts are those that are to be said.
+func (c *consumer) receipts() (all [][]byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for lane, ep := range c.due {
+		delete(c.due, lane)
+		if c.mute {
+			continue
+		}
+		through := uint64(0)
+		for c.got[lane][through+1] > 0 {
+			through++
+		}
+		also := [][2]uint64{}
+		for n := range c.got[lane] {
+			if n > through {
+				also = append(also, [2]uint64{n, n})
+			}
+		}
+		b, _ := json.Marshal(map[string]any{"ep": ep, "lane": lane, "through": through, "also": also})
+		all = append(all, b)
+	}
+	return all
+}
+
 func consume(t *testing.T, m *mosquitto) *consumer {
-	c := &consumer{got: map[string]map[uint64]int{laneData: {}, laneEvent: {}}}
+	c := &consumer{got: map[string]map[uint64]int{laneData: {}, laneEvent: {}}, due: map[string]string{}}
+	wake, stop := make(chan struct{}, 1), make(chan struct{})
 	o := mqtt.NewClientOptions().AddBroker(fmt.Sprint("tcp://127.0.0.1:", m.port)).SetClientID("consumer").
 		SetMaxReconnectInterval(100 * time.Millisecond).SetConnectRetry(true).SetConnectRetryInterval(50 * time.Millisecond)
 	o.SetOnConnectHandler(func(cl mqtt.Client) {
@@ -67,26 +94,31 @@ func consume(t *testing.T, m *mosquitto) *consumer {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			c.got[e.Lane][e.Seq]++
-			if c.mute {
-				return
+			c.due[e.Lane] = e.Ep
+			select {
+			case wake <- struct{}{}:
+			default:
 			}
-			through := uint64(0)
-			for c.got[e.Lane][through+1] > 0 {
-				through++
-			}
-			also := [][2]uint64{}
-			for n := range c.got[e.Lane] {
-				if n > through {
-					also = append(also, [2]uint64{n, n})
-				}
-			}
-			b, _ := json.Marshal(map[string]any{"ep": e.Ep, "lane": e.Lane, "through": through, "also": also})
-			cl.Publish("tg/v1/here/gw-1/receipt", 1, false, b)
 		})
 	})
 	c.client = mqtt.NewClient(o)
 	c.client.Connect()
-	t.Cleanup(func() { c.client.Disconnect(50) })
+	// Not where messages are handled: the library waits there for up to 30 s
+	// when the connection has gone.
+	var said sync.WaitGroup
+	said.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-wake:
+			}
+			for _, b := range c.receipts() {
+				c.client.Publish("tg/v1/here/gw-1/receipt", 1, false, b)
+			}
+		}
+	})
+	t.Cleanup(func() { close(stop); said.Wait(); c.client.Disconnect(50) })
 	eventually(t, 10*time.Second, "the consumer", c.client.IsConnectionOpen)
 	return c
 }
