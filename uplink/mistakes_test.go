@@ -109,6 +109,7 @@ func plain(s string, words ...string) string {
 // TestFieldMistakes shows what an installer reads on each mistake of the
 // field, word by word.
 func TestFieldMistakes(t *testing.T) {
+	t.Parallel()
 	ca, other := newAuthority(t, "Example Edge CA 2"), newAuthority(t, "Example Edge CA 1")
 	sc, sk := ca.good("127.0.0.1")
 	day := 24 * time.Hour

@@ -128,6 +128,7 @@ func (h *sparkplugHost) of(kind, device string) []hostWord {
 // TestSparkplugHost: a host that none of us wrote decodes births, data and
 // deaths through mosquitto, asks for a birth, goes and comes back.
 func TestSparkplugHost(t *testing.T) {
+	t.Parallel()
 	for _, types := range []bool{false, true} {
 		t.Run(fmt.Sprintf("datatypes %v", types), func(t *testing.T) { withHost(t, types) })
 	}

@@ -162,6 +162,7 @@ func command(t testing.TB, name string) []byte {
 // TestSparkplug goes through the statements of the specification that can be
 // seen from outside. docs/sparkplug.md lists them; each is a test here.
 func TestSparkplug(t *testing.T) {
+	t.Parallel()
 	j := newJudge()
 	t.Run("life", func(t *testing.T) { life(t, j, true, false) })
 	t.Run("life with names and types", func(t *testing.T) { life(t, newJudge(), false, true).report(t) })

@@ -116,6 +116,7 @@ func fiftyPolls() []Poll {
 // connections alike; and 50 points every 10 s cost at most 30 MB a month in
 // columns with gzip.
 func TestTraffic(t *testing.T) {
+	t.Parallel()
 	ca := newAuthority(t, "ca")
 	sc, sk := ca.good("127.0.0.1")
 	m := newMosquitto(t, ca, [2][]byte{sc, sk}, "")

@@ -57,7 +57,7 @@ func TestSlowFlash(t *testing.T) {
 		t.Errorf("the account is not complete:\n%s", report.Text())
 	}
 	if runs, polls := w.missing(); polls > 0 {
-		t.Errorf("%d polls did not arrive: %v", polls, runs)
+		t.Errorf("%d polls did not arrive: %v\n%s", polls, runs, log)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -89,7 +89,7 @@ func (w *world) write(name, text string) {
 // config writes the agent's configuration.
 func (w *world) config(maxLoss, extra string) {
 	addr, _ := os.ReadFile(filepath.Join(w.dir, "devices"))
-	text := fmt.Sprintf("gateway: {id: world, site: test}\nbuses:\n  plant:\n    connect: tcp://%s\n    devices:\n", addr)
+	text := fmt.Sprintf("gateway: {id: world, site: test}\nbuses:\n  plant:\n    connect: tcp://%s\n    timeout: 5s\n    devices:\n", addr)
 	for i := range worldDevices {
 		text += fmt.Sprintf("      d%d: {unit: %d, every: 50ms, points: {n: {holding: 0, type: u32, kind: counter}}}\n", i, i+1)
 	}
