@@ -65,7 +65,7 @@ func TestScanInterrupted(t *testing.T) {
 		return out.String()
 	}
 	text := interrupt(line, "--baud", "19200", "--mode", "8E1")
-	for _, want := range []string{`(?m)^2 +\d+ ms +exception 2`, `(?m)^3 +\d+ ms +exception 2`, `2 devices at 19200 8E1`,
+	for _, want := range []string{`(?m)^2 +\d+ ms +exception 2`, `(?m)^3 +\d+ ms +exception 2`, `2 devices at 19200 8E1, \d\d+ s`,
 		`line: interrupted at "asking units 1 to\s+247", \d+ of 247 done: there may be more`} {
 		if !regexp.MustCompile(want).MatchString(text) {
 			t.Errorf("no %s in\n%s", want, text)

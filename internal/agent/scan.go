@@ -93,7 +93,9 @@ func scanned(q status.ScanRequest, lib *profile.Library, tell func(status.ScanEv
 		}
 	}
 	known := -1
+	var soFar *driver.ScanResult
 	r, err := scan(o, func(s driver.ScanStep) {
+		soFar = s.Found
 		e := status.ScanEvent{Text: s.Text, Done: s.Done, Of: s.Of}
 		if n := facts(s.Found); n != known {
 			known, e.Found = n, scanOf(s.Found, q.Bus)
@@ -104,6 +106,9 @@ func scanned(q status.ScanRequest, lib *profile.Library, tell func(status.ScanEv
 	switch {
 	case err != nil:
 		if err = Explain(err); !errors.As(err, &f) {
+			if soFar != nil { // with what it has cost in the end
+				tell(status.ScanEvent{Found: scanOf(soFar, q.Bus)})
+			}
 			return err
 		}
 	case len(r.Units) == 0 && len(r.Talkers) == 0:
