@@ -166,14 +166,13 @@ func testThin(t *testing.T, encrypted bool) {
 			t.Fatalf("number %d of %d is neither held nor told", n, q.Given(Data))
 		}
 	}
-	dropped := 0
-	for _, why := range settled {
-		if why == WhyFull {
-			dropped++
-		}
+	if joined == 0 {
+		t.Error("no batch is joined")
 	}
-	if joined == 0 || dropped > 0 {
-		t.Errorf("%d numbers were dropped, %d batches are joined", dropped, joined)
+	for _, l := range q.Losses() {
+		if l.Why == WhyFull {
+			t.Errorf("dropped: %+v", l)
+		}
 	}
 	t.Logf("%d crashes, %d thinned; holds %d raw and %d joined, which stand for %d in all", crashes, thinned, raw, joined, covered)
 }
