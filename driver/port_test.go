@@ -140,13 +140,21 @@ func TestTimetable(t *testing.T) {
 			t.Errorf("%v: after a pause of 10.5 periods: next %v, %d skipped", every, next.Sub(due), skipped)
 		}
 	}
-	for devices, want := range map[int]int{1: slots, slots: slots, slots + 1: slotsMany, 99: slotsMany} {
+	for _, c := range []struct {
+		devices int
+		every   time.Duration
+		want    int
+	}{
+		{1, time.Second, 4}, {4, time.Second, 4}, {5, time.Second, 16}, {99, time.Second, 16},
+		{1, 10 * time.Second, 40}, {5, 10 * time.Second, 40}, {1, 200 * time.Millisecond, 4},
+		{1, 100 * time.Millisecond, 2}, {1, 20 * time.Millisecond, 1}, {5, 100 * time.Millisecond, 16}, {5, 1, 1},
+	} {
 		phases := map[int64]bool{}
 		for i := range 1000 {
-			phases[newGrid("bus", strconv.Itoa(i), devices, time.Second).phase] = true
+			phases[newGrid("bus", strconv.Itoa(i), c.devices, c.every).phase] = true
 		}
-		if len(phases) != want {
-			t.Errorf("%d devices on a line have %d phases, not %d", devices, len(phases), want)
+		if len(phases) != c.want {
+			t.Errorf("%d devices on a line, every %v, have %d phases, not %d", c.devices, c.every, len(phases), c.want)
 		}
 	}
 	for _, names := range []string{"bus%[1]d/meter%[1]d", "bus%[1]d/d%[1]d", "bus/meter-%d", "hall%d/meter", "m%[1]d/m%[1]d"} {

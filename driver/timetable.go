@@ -12,14 +12,16 @@ type grid struct {
 	every, phase int64 // nanoseconds
 }
 
-// The phases of a period: at least slots, and not further apart than slotMax.
+// The phases of a period: at least slots, not further apart than slotMax and
+// not closer than slotMin, so that a short period has fewer.
 // Polls of many lines that share an instant cost one waking of the processor
 // instead of many, which is most of what a poll costs; slots keep them from
 // all beginning at the full second. Devices that share a line wait for each
-// other: where they are many, their polls lie further apart in time.
+// other: where they are many, there are slotsMany phases.
 const (
 	slots     = 4
 	slotsMany = 16
+	slotMin   = 50 * time.Millisecond
 	slotMax   = 250 * time.Millisecond
 )
 
@@ -29,11 +31,11 @@ func newGrid(line, device string, devices int, every time.Duration) grid {
 	h := fnv.New64a()
 	h.Write([]byte(line + "/" + device))
 	g := grid{every: max(int64(every), 1)}
-	n := int64(slots)
+	n, least := int64(slots), min(int64(slotMin), g.every)
 	if devices > slots {
-		n = slotsMany
+		n, least = slotsMany, 1
 	}
-	slot := max(min(g.every/n, int64(slotMax)), 1)
+	slot := max(min(g.every/n, int64(slotMax)), least)
 	// The low bits of the hash are no dice: of bus1/meter1, bus2/meter2 ... they are all the same.
 	g.phase = int64(h.Sum64()>>40%uint64((g.every+slot-1)/slot)) * slot
 	return g
