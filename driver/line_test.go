@@ -369,14 +369,14 @@ func TestTCPPeers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			addr := ln.Addr().String()
+			first, addr := ln, ln.Addr().String()
 			var wg sync.WaitGroup
 			if c.peer == nil {
-				ln.Close()
+				first.Close()
 			} else {
 				wg.Go(func() {
 					for {
-						conn, err := ln.Accept()
+						conn, err := first.Accept()
 						if err != nil {
 							return
 						}
@@ -396,7 +396,7 @@ func TestTCPPeers(t *testing.T) {
 			if n := got.count(0, telemetry.Good, 0); n > 0 {
 				t.Errorf("%d good groups from a peer that never answered", n)
 			}
-			ln.Close()
+			first.Close()
 			ln, err = net.Listen("tcp", addr)
 			if err != nil {
 				t.Fatal(err)

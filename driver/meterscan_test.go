@@ -139,25 +139,34 @@ func TestMeterScan(t *testing.T) {
 // the old fixed structure, and units that are none.
 func TestMeterScanOdd(t *testing.T) {
 	t.Parallel()
-	r, err := scanBus(t, &meters{}, ScanOptions{IDs: []int{1, 2}})
-	if err != nil || len(r.Units) > 0 || r.Silence().Code != "unit-silent" || !strings.Contains(r.Silence().What, "no meter") {
-		t.Errorf("nobody: %+v, %v", r, err)
-	}
-	a, b := recorded(t, "nzr_dhz_5_63", 1), recorded(t, "nzr_dhz_5_63", 2)
-	r, err = scanBus(t, &meters{list: []*busMeter{a, b}}, ScanOptions{IDs: []int{1, 2}})
-	units := map[int]string{}
-	for _, u := range r.Units {
-		units[u.ID] += u.Address + " " + u.Answer
-	}
-	if err != nil || units[1] != a.address+" telegram" || units[2] != a.address+" telegram" || units[-1] != a.address[:8]+" damaged" || len(r.Units) != 3 {
-		t.Errorf("twins: %v, %v", units, err)
-	}
-	old := recorded(t, "manual_frame2", 4)
-	old.address = "12345678FFFFFFFF"
-	r, err = scanBus(t, &meters{list: []*busMeter{old}}, ScanOptions{IDs: []int{4}})
-	if err != nil || len(r.Units) != 1 || r.Units[0].ID != 4 || r.Units[0].Address != "12345678" || !slices.ContainsFunc(r.Units[0].Matches, func(m ScanMatch) bool { return m.Profile == "mbus-water" }) {
-		t.Errorf("fixed structure: %+v, %v", r.Units, err)
-	}
+	t.Run("nobody", func(t *testing.T) {
+		t.Parallel()
+		r, err := scanBus(t, &meters{}, ScanOptions{IDs: []int{1, 2}})
+		if err != nil || len(r.Units) > 0 || r.Silence().Code != "unit-silent" || !strings.Contains(r.Silence().What, "no meter") {
+			t.Errorf("%+v, %v", r, err)
+		}
+	})
+	t.Run("twins", func(t *testing.T) {
+		t.Parallel()
+		a, b := recorded(t, "nzr_dhz_5_63", 1), recorded(t, "nzr_dhz_5_63", 2)
+		r, err := scanBus(t, &meters{list: []*busMeter{a, b}}, ScanOptions{IDs: []int{1, 2}})
+		units := map[int]string{}
+		for _, u := range r.Units {
+			units[u.ID] += u.Address + " " + u.Answer
+		}
+		if err != nil || units[1] != a.address+" telegram" || units[2] != a.address+" telegram" || units[-1] != a.address[:8]+" damaged" || len(r.Units) != 3 {
+			t.Errorf("%v, %v", units, err)
+		}
+	})
+	t.Run("fixed structure", func(t *testing.T) {
+		t.Parallel()
+		old := recorded(t, "manual_frame2", 4)
+		old.address = "12345678FFFFFFFF"
+		r, err := scanBus(t, &meters{list: []*busMeter{old}}, ScanOptions{IDs: []int{4}})
+		if err != nil || len(r.Units) != 1 || r.Units[0].ID != 4 || r.Units[0].Address != "12345678" || !slices.ContainsFunc(r.Units[0].Matches, func(m ScanMatch) bool { return m.Profile == "mbus-water" }) {
+			t.Errorf("%+v, %v", r.Units, err)
+		}
+	})
 	if _, err := Scan(context.Background(), "serial:///dev/null", ScanOptions{MBus: true, IDs: []int{251}}, nil); err == nil || !strings.Contains(err.Error(), "0..250") {
 		t.Errorf("unit 251: %v", err)
 	}

@@ -242,6 +242,7 @@ func TestDeadShare(t *testing.T) {
 		keep float64
 	}{{"9600 8N1", 1, 0.97}, {"115200 8N1", 1, 0.97}, {"9600 8N1", 8, 0.90}, {"115200 8N1", 8, 0.90}} {
 		t.Run(fmt.Sprintf("%s/%d", c.line, c.dead), func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				dead := true
 				var mu sync.Mutex
@@ -325,6 +326,7 @@ func TestHolesAreFound(t *testing.T) {
 	for _, verdict := range []int{2, 3, -1} {
 		for _, bad := range []int{0, 1, 31, 32, 40, 63} {
 			t.Run(fmt.Sprintf("%d/%d", verdict, bad), func(t *testing.T) {
+				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					var mu sync.Mutex
 					missing := true

@@ -63,6 +63,7 @@ func blocks(t *testing.T, page string) []block {
 // PATH and the project's folder in $TIDEGATE. A block whose lines all stand
 // in .ci/run is run by that.
 func TestPagesRun(t *testing.T) {
+	t.Parallel()
 	ci, err := os.ReadFile(filepath.Join("..", "..", ".ci", "run"))
 	if err != nil {
 		t.Fatal(err)

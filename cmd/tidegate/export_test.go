@@ -299,6 +299,7 @@ func (w *world) tight(t *testing.T, batches int64) {
 // TestExportLarge: more than is packed in memory is extrapolated before the
 // target is touched, and written if it fits.
 func TestExportLarge(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	for _, c := range []struct {
 		expected, free int64

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,8 +26,18 @@ import (
 // million readings, into a buffer of 16 MB, by the simulated clock. The cap
 // holds all the time. Then the link is back: the real agent delivers what is
 // left, live data goes on, and tidegate verify finds the account complete but
-// for the tombstones, which it lists.
+// for the tombstones, which it lists. The race detector would make minutes of
+// it, so it runs without: what it runs is under the detector in other tests.
 func TestMonth(t *testing.T) {
+	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		t.Parallel()
+		out, err := exec.Command("go", "test", "-count=1", "-timeout=15m", "-run=^TestMonth$", "-v", ".").CombinedOutput()
+		t.Logf("%s", out)
+		if err != nil || strings.Count(string(out), "    --- PASS: TestMonth/") != 2 {
+			t.Error(err)
+		}
+		return
+	}
 	bin := buildBinary(t)
 	for _, policy := range []string{"drop-oldest", "thin"} {
 		t.Run(policy, func(t *testing.T) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"flag"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	flag.Set("test.parallel", "3") // they wait more than they work; not parsed here, for this may be tidegate itself
 	testscript.Main(m, map[string]func(){"tidegate": main})
 }
 
@@ -23,6 +25,7 @@ func TestMain(m *testing.M) {
 //	exits CODE command...        the command ends with this exit code
 //	until SECONDS TEXT command...  the output of the command holds TEXT at last
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("..", "..", "testdata", "script"),
 		Setup: func(e *testscript.Env) error {
