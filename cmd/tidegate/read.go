@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -181,9 +182,18 @@ func (a *app) reader() (*agent.Reader, error) {
 	return agent.OpenReader(cfg)
 }
 
-// address recognises a raw address: rtu:/dev/ttyUSB0, tcp:HOST:PORT, and
-// the connect strings of the configuration.
+// address recognises a raw address: rtu:/dev/ttyUSB0, tcp:HOST:PORT, the
+// connect strings of the configuration, and an IP address, which is Modbus TCP.
 func address(s string) (connect string, ok bool) {
+	if at, err := netip.ParseAddrPort(s); err == nil {
+		return "tcp://" + at.String(), true
+	}
+	if ip, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
+		if s = ip.String(); ip.Is6() {
+			s = "[" + s + "]"
+		}
+		return "tcp://" + s, true
+	}
 	scheme, rest, found := strings.Cut(s, ":")
 	if !found {
 		return "", false

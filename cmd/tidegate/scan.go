@@ -42,7 +42,7 @@ func (a *app) scanCmd() *cobra.Command {
 		Short: "what is there: ports, line settings, units, device models",
 		Long: `Without a target it lists the serial ports and sends nothing. TARGET is
   a port            /dev/ttyUSB0, rtu:/dev/serial/by-id/... or ascii:/dev/...
-  a network device  tcp:10.0.0.20 or rtu+tcp:10.0.0.21:4001
+  a network device  tcp:10.0.0.20, 10.0.0.20:502 or rtu+tcp:10.0.0.21:4001
   a bus             meters, of the configuration
 
 A port is listened to for 2 s, then the usual line settings are tried with
