@@ -32,6 +32,18 @@ func (q *Queue) Idle() bool {
 	return q.memory == 0 && !q.lossDirty && !q.settling && q.adrift == nil && q.lastError == nil
 }
 
+// Due tells whether Sync would commit data of that age.
+func (q *Queue) Due(olderThan time.Duration) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, h := range q.lanes[Data].mem {
+		if !h.gone && h.place == waiting {
+			return time.Since(h.born) >= olderThan
+		}
+	}
+	return false
+}
+
 func (q *Queue) sync(olderThan time.Duration, closing bool) error {
 	if err := q.ready(); err != nil {
 		return err

@@ -21,6 +21,7 @@ import (
 type queue interface {
 	Append(buffer.Lane, buffer.Batch) (uint64, error)
 	Sync(olderThan time.Duration) error
+	Due(olderThan time.Duration) bool
 	Idle() bool
 }
 
@@ -67,9 +68,10 @@ type collector struct {
 	bytes   int
 	groups  []*telemetry.Group // of the open batch, to be used again
 	encoded []byte
-	failed  atomic.Int64  // Unix ms of the last trouble with the queue, 0 when it is over
-	urgent  chan struct{} // holds a token while events wait for Sync
-	kept    chan struct{} // holds a token after a batch was appended
+	failed  atomic.Int64       // Unix ms of the last trouble with the queue, 0 when it is over
+	urgent  chan struct{}      // holds a token while events wait for Sync
+	kept    chan struct{}      // holds a token after a batch was appended
+	part    chan chan struct{} // the open batch is to be closed, and then this
 }
 
 // inbox is how many groups may wait for the collector.
@@ -81,7 +83,7 @@ const eventSync = 50 * time.Millisecond
 
 func newCollector(q queue, c *telemetry.Catalog, rules *rule.Set, l limits, log *slog.Logger) *collector {
 	co := &collector{queue: q, catalog: c, rules: rules, limits: l, log: log,
-		in: make(chan *telemetry.Group, inbox), urgent: make(chan struct{}, 1), kept: make(chan struct{}, 1), last: make([]last, len(c.Points)),
+		in: make(chan *telemetry.Group, inbox), urgent: make(chan struct{}, 1), kept: make(chan struct{}, 1), part: make(chan chan struct{}), last: make([]last, len(c.Points)),
 		pool: &sync.Pool{New: func() any { return new(telemetry.Group) }}}
 	for _, p := range c.Points {
 		co.cost = append(co.cost, uint16(min(len(p.Name)+14, math.MaxUint16)))
@@ -120,6 +122,9 @@ func (c *collector) run() {
 			if c.add(g); c.opened != begun {
 				next.Reset(c.wait())
 			}
+		case done := <-c.part:
+			c.close()
+			close(done)
 		case <-next.C:
 			c.beat.Store(time.Now().UnixMilli())
 			if c.count > 0 && !time.Now().Before(c.until) {
@@ -165,6 +170,15 @@ func (c *collector) flush(stop <-chan struct{}) {
 				next.Reset(c.spell())
 			}
 			continue
+		}
+		if c.due() > c.limits.maxAge && c.queue.Due(c.due()) { // what is in the open batch needs no commit of its own
+			done := make(chan struct{})
+			select {
+			case <-stop:
+				return
+			case c.part <- done:
+				<-done
+			}
 		}
 		c.sync(c.due())
 		if resting = c.queue.Idle(); resting {

@@ -22,9 +22,11 @@ type fakeQueue struct {
 	batches [2][]telemetry.Batch
 	counts  [2]int
 	ages    [2][]time.Duration
-	most    int         // largest batch that it takes, 0: any
-	synced  []time.Time // calls of Sync
-	waits   bool        // what was appended since is not durable
+	most    int             // largest batch that it takes, 0: any
+	synced  []time.Time     // calls of Sync
+	waits   bool            // what was appended since is not durable
+	first   time.Time       // when the oldest reading of that came
+	commits []time.Duration // how old that was when it became durable
 }
 
 func (q *fakeQueue) Append(l buffer.Lane, b buffer.Batch) (uint64, error) {
@@ -40,15 +42,32 @@ func (q *fakeQueue) Append(l buffer.Lane, b buffer.Batch) (uint64, error) {
 	q.batches[l] = append(q.batches[l], d)
 	q.counts[l] += b.Count
 	q.ages[l] = append(q.ages[l], b.Age)
+	if !q.waits || q.first.IsZero() {
+		q.first = time.Now().Add(-b.Age)
+	}
 	q.waits = true
 	return uint64(len(q.batches[l])), nil
 }
 
-func (q *fakeQueue) Sync(time.Duration) error {
+func (q *fakeQueue) Sync(olderThan time.Duration) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.synced = append(q.synced, time.Now())
+	if q.due(olderThan) {
+		q.commits = append(q.commits, time.Since(q.first))
+		q.first = time.Time{}
+	}
 	return nil
+}
+
+func (q *fakeQueue) Due(olderThan time.Duration) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.due(olderThan)
+}
+
+func (q *fakeQueue) due(olderThan time.Duration) bool {
+	return q.waits && !q.first.IsZero() && time.Since(q.first) >= olderThan
 }
 
 func (q *fakeQueue) Idle() bool {
@@ -324,6 +343,45 @@ func TestBeats(t *testing.T) {
 			t.Errorf("it looked %d times for 50 batches", n)
 		}
 	})
+}
+
+// TestCommitTakesOpenBatch: without a broker what is in the open batch becomes
+// durable with the batches before it, so that commits are as far apart as
+// max_loss allows. With 0 each batch is complete before.
+func TestCommitTakesOpenBatch(t *testing.T) {
+	for _, c := range []struct {
+		maxLoss, every time.Duration
+		batches        int // in a minute, with the one of the end
+		commits        int
+	}{
+		{2 * time.Second, time.Second, 60, 30}, {10 * time.Second, time.Second, 60, 6},
+		{2 * time.Second, 100 * time.Millisecond, 70, 32}, {0, 100 * time.Millisecond, 60, 60},
+	} {
+		t.Run(fmt.Sprint(c.maxLoss, " ", c.every), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var readings int
+				l := limits{maxAge: time.Second, maxReadings: 1000, maxBytes: 1e6, maxLoss: c.maxLoss}
+				q := collect(t, l, func(co *collector) {
+					for until := time.Now().Add(time.Minute); time.Now().Before(until); readings += 2 {
+						time.Sleep(3 * time.Millisecond)
+						co.emit(pair(int64(readings)))
+						time.Sleep(c.every - 3*time.Millisecond)
+					}
+				})
+				if q.counts[buffer.Data] != readings {
+					t.Errorf("%d readings of %d", q.counts[buffer.Data], readings)
+				}
+				if b, n := len(q.batches[buffer.Data]), len(q.commits); b < c.batches-3 || b > c.batches+3 || n < c.commits-2 || n > c.commits+2 {
+					t.Errorf("%d batches in %d commits, want %d in %d", b, n, c.batches, c.commits)
+				}
+				for _, age := range q.commits {
+					if c.maxLoss > 0 && age > c.maxLoss {
+						t.Errorf("a reading was %v old when it became durable", age)
+					}
+				}
+			})
+		})
+	}
 }
 
 // TestFlusherRests: while everything is delivered the flusher hardly ever
