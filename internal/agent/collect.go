@@ -71,7 +71,7 @@ type collector struct {
 	failed  atomic.Int64       // Unix ms of the last trouble with the queue, 0 when it is over
 	urgent  chan struct{}      // holds a token while events wait for Sync
 	kept    chan struct{}      // holds a token after a batch was appended
-	part    chan chan struct{} // the open batch is to be closed, and then this
+	part    chan chan struct{} // the open batch is to be closed if it is not young, and then this
 }
 
 // inbox is how many groups may wait for the collector.
@@ -123,7 +123,9 @@ func (c *collector) run() {
 				next.Reset(c.wait())
 			}
 		case done := <-c.part:
-			c.close()
+			if time.Since(c.opened) >= c.limits.maxAge/2 { // parts of young ones would only take more room
+				c.close()
+			}
 			close(done)
 		case <-next.C:
 			c.beat.Store(time.Now().UnixMilli())

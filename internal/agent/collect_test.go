@@ -347,20 +347,23 @@ func TestBeats(t *testing.T) {
 
 // TestCommitTakesOpenBatch: without a broker what is in the open batch becomes
 // durable with the batches before it, so that commits are as far apart as
-// max_loss allows. With 0 each batch is complete before.
+// max_loss allows. A young batch, of which there is not much, goes on. With 0
+// each batch is complete before.
 func TestCommitTakesOpenBatch(t *testing.T) {
 	for _, c := range []struct {
 		maxLoss, every time.Duration
+		most           int // readings of a batch
 		batches        int // in a minute, with the one of the end
 		commits        int
 	}{
-		{2 * time.Second, time.Second, 60, 30}, {10 * time.Second, time.Second, 60, 6},
-		{2 * time.Second, 100 * time.Millisecond, 70, 32}, {0, 100 * time.Millisecond, 60, 60},
+		{2 * time.Second, time.Second, 1000, 60, 30}, {10 * time.Second, time.Second, 1000, 60, 6},
+		{2 * time.Second, 100 * time.Millisecond, 1000, 64, 32}, {0, 100 * time.Millisecond, 1000, 60, 60},
+		{2 * time.Second, 10 * time.Millisecond, 40, 300, 33},
 	} {
-		t.Run(fmt.Sprint(c.maxLoss, " ", c.every), func(t *testing.T) {
+		t.Run(fmt.Sprint(c.maxLoss, " ", c.every, " ", c.most), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var readings int
-				l := limits{maxAge: time.Second, maxReadings: 1000, maxBytes: 1e6, maxLoss: c.maxLoss}
+				l := limits{maxAge: time.Second, maxReadings: c.most, maxBytes: 1e6, maxLoss: c.maxLoss}
 				q := collect(t, l, func(co *collector) {
 					for until := time.Now().Add(time.Minute); time.Now().Before(until); readings += 2 {
 						time.Sleep(3 * time.Millisecond)
