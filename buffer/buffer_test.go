@@ -277,3 +277,38 @@ func TestValidate(t *testing.T) {
 		t.Fatal(got)
 	}
 }
+
+// TestDue: data is due by the age of its first reading while it is only in
+// memory, and not once it is delivered or on disk. Events are never asked for.
+func TestDue(t *testing.T) {
+	q := mustOpen(t, testOptions(t))
+	defer q.Close()
+	due := func(when string, want bool) {
+		t.Helper()
+		if got := q.Due(time.Minute); got != want {
+			t.Errorf("%s: due %v, want %v", when, got, want)
+		}
+	}
+	add := func(l Lane, age time.Duration) uint64 {
+		b := numbered(1, 8)
+		b.Age = age
+		n, err := q.Append(l, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	due("nothing there", false)
+	add(Event, time.Hour)
+	due("an event", false)
+	old := add(Data, time.Hour)
+	add(Data, 0)
+	due("an old batch before a young one", true)
+	q.Ack(Data, old)
+	due("the old one delivered", false)
+	add(Data, time.Hour)
+	if err := q.Sync(0); err != nil {
+		t.Fatal(err)
+	}
+	due("all on disk", false)
+}

@@ -57,7 +57,7 @@ type TLS struct {
 
 // Batch says when readings become a batch. The collector obeys it.
 type Batch struct {
-	MaxAge      time.Duration `yaml:"max_age" doc:"A batch is complete when its first reading is this old, up to a quarter of a second before, or when earlier ones are written to the buffer."`
+	MaxAge      time.Duration `yaml:"max_age" doc:"A batch is complete when its first reading is this old, up to a quarter of a second before, or when earlier ones are written to the buffer and it has half that age."`
 	MaxReadings int           `yaml:"max_readings" min:"1" max:"100000" doc:"A batch is complete with this many readings."`
 	MaxBytes    int64         `yaml:"max_bytes" unit:"bytes" doc:"About how large the message of a batch may become."`
 }

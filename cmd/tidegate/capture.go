@@ -153,7 +153,7 @@ func (a *app) record(ctx context.Context, target, line string, take func([]byte)
 	if !errors.Is(err, status.ErrNoAgent) {
 		return byAgent, err
 	}
-	cfg, _, err := a.load()
+	cfg, err := a.configOf(target)
 	if err != nil {
 		return "", err
 	}

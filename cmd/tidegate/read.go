@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"tidegate/config"
 	"tidegate/driver"
 	"tidegate/driver/profile"
 	"tidegate/internal/agent"
@@ -55,7 +56,7 @@ func (a *app) readCmd() *cobra.Command {
   a device          meter-1                  all its points
                     meter-1 input:0+4        registers of its unit
   a bus             meters --unit 1 input:0  registers of any unit on it
-  an address        rtu:/dev/ttyUSB0 or tcp:10.0.0.20:502, with --unit and a
+  an address        rtu:/dev/ttyUSB0, tcp:HOST:502 or 10.0.0.20, with --unit and a
                     register; or tls:10.0.0.20 with --tls-ca, --tls-cert and
                     --tls-key
 A register is a wire address from 0 (input:0, holding:40, coil:3, discrete:3)
@@ -164,7 +165,7 @@ func (a *app) readOnce(ctx context.Context, args []string, q status.ReadRequest,
 	if !errors.Is(err, status.ErrNoAgent) {
 		return reply, "agent", err
 	}
-	r, err := a.reader()
+	r, err := a.reader(args[0])
 	if err != nil {
 		return reply, "", err
 	}
@@ -174,12 +175,22 @@ func (a *app) readOnce(ctx context.Context, args []string, q status.ReadRequest,
 }
 
 // reader opens the lines of the configuration, where no agent has them.
-func (a *app) reader() (*agent.Reader, error) {
-	cfg, _, err := a.load()
+func (a *app) reader(target string) (*agent.Reader, error) {
+	cfg, err := a.configOf(target)
 	if err != nil {
 		return nil, err
 	}
 	return agent.OpenReader(cfg)
+}
+
+// configOf reads the configuration for a target that is a name in it. Without
+// one the target may have been meant as an address.
+func (a *app) configOf(target string) (*config.Config, error) {
+	cfg, _, err := a.load()
+	if f := (*status.Failure)(nil); errors.As(err, &f) && f.Code == "config-file" {
+		f.Try = strings.TrimPrefix(f.Try+"\nfor a host on the network: tcp:"+target, "\n")
+	}
+	return cfg, err
 }
 
 // address recognises a raw address: rtu:/dev/ttyUSB0, tcp:HOST:PORT, the

@@ -204,7 +204,7 @@ func (a *app) scanOne(ctx context.Context, target string, q status.ScanRequest) 
 		err = agent.ScanAddress(ctx, connect, q, lib, tell)
 		return r, "direct", err
 	}
-	cfg, _, err := a.load()
+	cfg, err := a.configOf(target)
 	if err != nil {
 		return nil, "", err
 	}

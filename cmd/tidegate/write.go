@@ -186,7 +186,7 @@ func (a *app) writeOnce(ctx context.Context, target string, q status.WriteReques
 	if !errors.Is(err, status.ErrNoAgent) {
 		return reply, "agent", err
 	}
-	r, err := a.reader()
+	r, err := a.reader(target)
 	if err != nil {
 		return reply, "", err
 	}

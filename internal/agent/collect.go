@@ -71,7 +71,7 @@ type collector struct {
 	failed  atomic.Int64       // Unix ms of the last trouble with the queue, 0 when it is over
 	urgent  chan struct{}      // holds a token while events wait for Sync
 	kept    chan struct{}      // holds a token after a batch was appended
-	part    chan chan struct{} // the open batch is to be closed if it is not young, and then this
+	commit  chan chan struct{} // the flusher will commit: the open batch joins unless it is young, then this is closed
 }
 
 // inbox is how many groups may wait for the collector.
@@ -83,7 +83,7 @@ const eventSync = 50 * time.Millisecond
 
 func newCollector(q queue, c *telemetry.Catalog, rules *rule.Set, l limits, log *slog.Logger) *collector {
 	co := &collector{queue: q, catalog: c, rules: rules, limits: l, log: log,
-		in: make(chan *telemetry.Group, inbox), urgent: make(chan struct{}, 1), kept: make(chan struct{}, 1), part: make(chan chan struct{}), last: make([]last, len(c.Points)),
+		in: make(chan *telemetry.Group, inbox), urgent: make(chan struct{}, 1), kept: make(chan struct{}, 1), commit: make(chan chan struct{}), last: make([]last, len(c.Points)),
 		pool: &sync.Pool{New: func() any { return new(telemetry.Group) }}}
 	for _, p := range c.Points {
 		co.cost = append(co.cost, uint16(min(len(p.Name)+14, math.MaxUint16)))
@@ -122,7 +122,7 @@ func (c *collector) run() {
 			if c.add(g); c.opened != begun {
 				next.Reset(c.wait())
 			}
-		case done := <-c.part:
+		case done := <-c.commit:
 			if time.Since(c.opened) >= c.limits.maxAge/2 { // parts of young ones would only take more room
 				c.close()
 			}
@@ -178,7 +178,7 @@ func (c *collector) flush(stop <-chan struct{}) {
 			select {
 			case <-stop:
 				return
-			case c.part <- done:
+			case c.commit <- done:
 				<-done
 			}
 		}
