@@ -35,7 +35,7 @@ type Options struct {
 	Inflight      int           `yaml:"inflight" min:"1" max:"100" doc:"How many batches may wait for the broker's acknowledgement at most; a slow link is given fewer."`
 	PublishRate   int           `yaml:"publish_rate" min:"0" max:"10000" doc:"Messages per second, all kinds together, 0 for no limit."`
 	StatusEvery   time.Duration `yaml:"status_every" doc:"Period of the status message; 10s to 24h. Longer on a metered link."`
-	Keepalive     time.Duration `yaml:"keepalive" doc:"A silent link is asked after this time; 1s to 18h."`
+	Keepalive     time.Duration `yaml:"keepalive" doc:"A silent link is asked after this time; 2s to 18h."`
 	Backlog       Backlog       `yaml:"backlog" doc:"How what was kept during an outage is sent."`
 	Receipts      bool          `yaml:"receipts" doc:"Delete a batch only after the cloud's own receipt, not after the broker's acknowledgement; docs/commands.md."`
 	Commands      bool          `yaml:"commands" doc:"Take commands from the cloud; docs/commands.md."`
@@ -146,8 +146,9 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 	if o.StatusEvery < 10*time.Second || o.StatusEvery > 24*time.Hour {
 		report("status_every", "status_every must be from 10s to 24h", "60s suits most links; 15m where each byte costs")
 	}
-	if o.Keepalive < time.Second || o.Keepalive > 18*time.Hour {
-		report("keepalive", "keepalive must be from 1s to 18h", "60s suits most links; cellular routers forget idle links after 5 min")
+	// With 1s mosquitto, which counts whole seconds, may close before the ping comes.
+	if o.Keepalive < 2*time.Second || o.Keepalive > 18*time.Hour {
+		report("keepalive", "keepalive must be from 2s to 18h", "60s suits most links; cellular routers forget idle links after 5 min")
 	}
 	if o.Backlog.Order != "oldest-first" && o.Backlog.Order != "newest-first" {
 		report("backlog.order", fmt.Sprintf("unknown order %q", o.Backlog.Order), "expected oldest-first or newest-first")

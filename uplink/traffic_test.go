@@ -202,6 +202,9 @@ func TestTraffic(t *testing.T) {
 				a := u.Stats()
 				time.Sleep(pause)
 				z := u.Stats()
+				if z.Sessions != a.Sessions {
+					t.Fatalf("the connection was lost: %v", z.Err)
+				}
 				n := (z.BytesIn - a.BytesIn) / answer
 				if n < 2 {
 					t.Fatalf("%d messages in %s", n, pause)
@@ -215,7 +218,7 @@ func TestTraffic(t *testing.T) {
 			gap := time.Duration(x.readings/50) * 10 * time.Second
 			pings := 0.0
 			if gap > o.Keepalive {
-				pings = alone(func(*tuning) {}, time.Second, 3500*time.Millisecond, 24) * float64(gap/o.Keepalive) * float64(month/gap)
+				pings = alone(func(*tuning) {}, 2*time.Second, 6*time.Second, 24) * float64(gap/o.Keepalive) * float64(month/gap)
 			}
 
 			months := float64(month) / float64(10*time.Second) * 50 / float64(x.readings)
@@ -224,7 +227,7 @@ func TestTraffic(t *testing.T) {
 			t.Logf("%s %s: measured %.2f MB a month, told %.2f MB (%+.1f %%); a batch of %d: %.0f bytes out, %.0f in; a status %.0f",
 				x.shape, x.compress, got/1e6, told/1e6, 100*(told/got-1), x.readings, batchOut, batchIn, statusBytes)
 			if told < 0.94*got || told > 1.06*got { // a tenth is promised; the readings of the test are other ones
-				t.Errorf("told %.2f MB, measured %.2f MB", told/1e6, got/1e6)
+				t.Errorf("told %.2f MB, measured %.2f MB: connecting takes %d and %d bytes, pings %.2f MB", told/1e6, got/1e6, connectOut, connectIn, pings/1e6)
 			}
 			if x.most > 0 && got > x.most*1e6 {
 				t.Errorf("%.1f MB a month, budget %.0f", got/1e6, x.most)

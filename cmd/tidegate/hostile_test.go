@@ -184,7 +184,7 @@ buses:
     connect: tcp://%s
     devices: {d: {every: 1s, unit: 1, points: {p: {holding: 0, type: u32}}}}
 buffer: {dir: %s/buffer}
-uplink: {url: "mqtt://%s", keepalive: 1s}
+uplink: {url: "mqtt://%s", keepalive: 2s}
 status: {socket: %[2]s/agent.sock}
 log: {level: warn}
 `, ln.Addr(), dir, addr), 0o600); err != nil {
