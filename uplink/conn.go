@@ -485,7 +485,7 @@ func (w *wire) piece() error {
 		w.ends[i].end -= end
 	}
 	w.out = append(w.out[:0], w.out[end:]...)
-	if len(w.out) == 0 && cap(w.out) > 2*ahead { // of a message as long as the metadata nothing stays
+	if len(w.out) == 0 && cap(w.out) > max(2*ahead, 4*end) { // of one long message, such as the metadata, nothing stays
 		w.out = nil
 	}
 	w.gone += uint64(end)

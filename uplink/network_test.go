@@ -416,9 +416,20 @@ func TestWireAhead(t *testing.T) {
 			t.Errorf("a piece of %d bytes, %v, want %d", n, err, want)
 		}
 	}
-	// A long message takes no memory for good.
+	// Long messages share their memory; of one long one it is given back with
+	// the next short one.
 	go w.Write(publishOf(id+20, 4*ahead))
 	if _, err := io.CopyN(io.Discard, z, int64(len(publishOf(0, 4*ahead)))); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "it is written", func() bool { return w.unwritten() == 0 })
+	w.mu.Lock()
+	if cap(w.out) < 4*ahead {
+		t.Errorf("room for %d bytes is left after a long message", cap(w.out))
+	}
+	w.mu.Unlock()
+	w.Write(publishOf(id+21, 10))
+	if _, err := z.Read(got); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, 5*time.Second, "its memory is given back", func() bool {
@@ -510,7 +521,7 @@ func TestValidate(t *testing.T) {
 		{"batch.max_bytes", func(o *Options) { o.Batch.MaxBytes = 1 }},
 		{"inflight", func(o *Options) { o.Inflight = 0 }},
 		{"inflight", func(o *Options) { o.Inflight = 101 }},
-		{"keepalive", func(o *Options) { o.Keepalive = 0 }},
+		{"keepalive", func(o *Options) { o.Keepalive = time.Second }},
 		{"backlog.order", func(o *Options) { o.Backlog.Order = "random" }},
 		{"backlog.rate", func(o *Options) { o.Backlog.Rate = -1 }},
 		{"receipts", func(o *Options) { o.Receipts, o.Shape = true, "sparkplug" }},
