@@ -257,11 +257,39 @@ func appendFloat(dst []byte, f float64, size int) []byte {
 	if math.IsNaN(f) || math.IsInf(f, 0) {
 		return append(dst, "null"...)
 	}
+	if m, dec, ok := short(f, size); ok {
+		return appendInt(dst, m, dec)
+	}
 	format := byte('f')
 	if a := math.Abs(f); a != 0 && (a < 1e-6 || a >= 1e15) {
 		format = 'e'
 	}
 	return strconv.AppendFloat(dst, f, format, -1, size)
+}
+
+// short returns the decimal number that a float is, if that has few digits:
+// what most instruments send. No two numbers of up to 6 digits are the same
+// float of 32 bits, nor two of up to 15 the same of 64 (FLT_DIG and DBL_DIG of
+// C), so with the fewest decimals it is the shortest that gives the float back.
+func short(f float64, size int) (m int64, dec int, ok bool) {
+	most := 1e6
+	if size == 64 {
+		most = 1e15
+	}
+	if f == 0 && math.Signbit(f) {
+		return 0, 0, false
+	}
+	for dec = range 5 {
+		scale := float64(powers[dec])
+		x := math.RoundToEven(f * scale)
+		if !(math.Abs(x) < most) {
+			break
+		}
+		if is := x / scale; is == f || size == 32 && float32(is) == float32(f) {
+			return int64(x), dec, true
+		}
+	}
+	return 0, 0, false
 }
 
 const hexDigits = "0123456789abcdef"
