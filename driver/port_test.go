@@ -146,8 +146,8 @@ func TestTimetable(t *testing.T) {
 		want    int
 	}{
 		{1, time.Second, 4}, {4, time.Second, 4}, {5, time.Second, 16}, {99, time.Second, 16},
-		{1, 10 * time.Second, 40}, {5, 10 * time.Second, 40}, {1, 200 * time.Millisecond, 4},
-		{1, 100 * time.Millisecond, 2}, {1, 20 * time.Millisecond, 1}, {5, 100 * time.Millisecond, 16}, {5, 1, 1},
+		{1, 10 * time.Second, 40}, {5, 10 * time.Second, 40}, {1, 200 * time.Millisecond, 2},
+		{1, 100 * time.Millisecond, 1}, {1, 20 * time.Millisecond, 1}, {5, 100 * time.Millisecond, 16}, {5, 1, 1},
 	} {
 		phases := map[int64]bool{}
 		for i := range 1000 {

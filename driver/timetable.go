@@ -21,7 +21,7 @@ type grid struct {
 const (
 	slots     = 4
 	slotsMany = 16
-	slotMin   = 50 * time.Millisecond
+	slotMin   = 100 * time.Millisecond
 	slotMax   = 250 * time.Millisecond
 )
 
