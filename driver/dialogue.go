@@ -160,12 +160,10 @@ func (l *Line) Readout(ctx context.Context, name string, emit func(*telemetry.Gr
 		fail := func(err error) error {
 			return &Error{Line: l.name, Device: name, Op: "read", Code: "request", Err: err}
 		}
-		select {
-		case l.own <- struct{}{}:
-			defer func() { <-l.own }()
-		case <-ctx.Done():
+		if !l.take(ctx) {
 			return fail(fmt.Errorf("the line is at work: %w", ctx.Err()))
 		}
+		defer func() { <-l.own }()
 		if l.isClosed() {
 			return &Error{Line: l.name, Device: name, Op: "read", Code: "closed", Err: ErrClosed}
 		}

@@ -45,6 +45,16 @@ func (e Exception) Error() string {
 	return fmt.Sprintf("exception %d (%s)", uint8(e), name)
 }
 
+// exceptionOf returns the refusal that err is, if it is one. It makes no garbage when all is well.
+func exceptionOf(err error) (Exception, bool) {
+	if err == nil {
+		return 0, false
+	}
+	var x Exception
+	ok := errors.As(err, &x)
+	return x, ok
+}
+
 // Error says what failed and where. Code is the stable name of the failure
 // (port-missing, port-permission, port-busy, not-serial, adapter-gone,
 // conn-refused, conn-timeout, conn-closed, tcp-one-client, dns, cert-file,

@@ -69,9 +69,7 @@ func (l *Line) request(ctx context.Context, op string, id uint8, a *ask) (Reply,
 		return fail(fmt.Errorf("%w: unit %d is outside 1..247", ErrRequest, id))
 	}
 	for {
-		select {
-		case l.own <- struct{}{}:
-		case <-ctx.Done():
+		if !l.take(ctx) {
 			return fail(fmt.Errorf("the line is at work: %w", ctx.Err()))
 		}
 		if l.isClosed() {

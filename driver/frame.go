@@ -92,7 +92,7 @@ func packager(k kind, unit byte) modbus.Packager {
 // frame is a whole frame whose check holds.
 type frame struct {
 	unit byte
-	pdu  *modbus.ProtocolDataUnit // Data lies in the bytes the frame was cut from (not for ASCII)
+	pdu  modbus.ProtocolDataUnit // Data lies in the bytes the frame was cut from (not for ASCII)
 }
 
 // cut finds the first whole frame in b. skip bytes before it are garbage, n
@@ -105,7 +105,7 @@ func cut(k kind, pk modbus.Packager, b []byte, quiet bool) (f frame, skip, n int
 		var more bool
 		switch k {
 		case kindTCP:
-			f, n, more = headTCP(pk, b[i:])
+			f, n, more = headTCP(b[i:])
 		case kindASCII:
 			f, n, more = headASCII(pk, b[i:])
 		default:
@@ -135,7 +135,7 @@ func headRTU(pk modbus.Packager, b []byte) (f frame, n int, more bool) {
 			more = true
 		default:
 			if pdu, err := pk.Decode(b[:l:l]); err == nil {
-				return frame{b[0], pdu}, l, false
+				return frame{b[0], *pdu}, l, false
 			}
 		}
 	}
@@ -242,7 +242,7 @@ func headASCII(pk modbus.Packager, b []byte) (f frame, n int, more bool) {
 	if !ok {
 		return f, 0, false
 	}
-	return frame{unit, pdu}, l, false
+	return frame{unit, *pdu}, l, false
 }
 
 func hexByte(hi, lo byte) (byte, bool) {
@@ -262,7 +262,7 @@ func hexByte(hi, lo byte) (byte, bool) {
 	return h<<4 | l, ok1 && ok2
 }
 
-func headTCP(pk modbus.Packager, b []byte) (f frame, n int, more bool) {
+func headTCP(b []byte) (f frame, n int, more bool) {
 	if len(b) > 2 && b[2] != 0 || len(b) > 3 && b[3] != 0 || len(b) > 4 && b[4] != 0 {
 		return f, 0, false // protocol 0, at most 254 bytes
 	}
@@ -276,12 +276,7 @@ func headTCP(pk modbus.Packager, b []byte) (f frame, n int, more bool) {
 	if len(b) < 6+l {
 		return f, 0, true
 	}
-	// The packager reads without looking at the length; 6+l is at least 9.
-	pdu, err := pk.Decode(b[: 6+l : 6+l])
-	if err != nil {
-		return f, 0, false
-	}
-	return frame{b[6], pdu}, 6 + l, false
+	return frame{b[6], modbus.ProtocolDataUnit{FunctionCode: b[7], Data: b[8 : 6+l : 6+l]}}, 6 + l, false
 }
 
 // answer says what a frame is to a request: the data of a right answer, the

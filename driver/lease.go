@@ -43,9 +43,7 @@ func (l *Line) lend(ctx context.Context, by string, most time.Duration) (_ conte
 		return fail(ctx.Err())
 	}
 	defer func() { <-l.asking }()
-	select {
-	case l.own <- struct{}{}:
-	case <-ctx.Done():
+	if !l.take(ctx) {
 		return fail(ctx.Err())
 	}
 	now := time.Now()

@@ -32,7 +32,8 @@ type Line struct {
 	own    chan struct{} // holds a token while somebody owns the line
 	asking chan struct{} // holds a token while a technician waits or asks
 	done   chan struct{} // closed by Close
-	nudge  chan struct{} // something is due that was not
+	alarm  *time.Timer   // Run waits for nothing else: stir sets it off
+	news   atomic.Bool   // stir was called since Run woke
 
 	// Of the owner alone.
 	wire     wire
@@ -127,7 +128,7 @@ func Open(o Options, env Env) (*Line, error) {
 		return nil, fmt.Errorf("bus %s: %w", o.Name, err)
 	}
 	l := &Line{name: o.Name, at: at, opt: o, clk: env.Clock, log: env.Logger, timeout: o.Timeout, groups: env.Groups,
-		own: make(chan struct{}, 1), asking: make(chan struct{}, 1), done: make(chan struct{}), nudge: make(chan struct{}, 1), units: map[byte]*unit{}}
+		own: make(chan struct{}, 1), asking: make(chan struct{}, 1), done: make(chan struct{}), alarm: time.NewTimer(0), units: map[byte]*unit{}}
 	if l.clk == nil {
 		if l.clk, err = clock.Open(""); err != nil {
 			return nil, err
@@ -229,21 +230,13 @@ func (l *Line) Run(ctx context.Context, emit func(*telemetry.Group)) error {
 		l.running = false
 		l.mu.Unlock()
 	}()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for first := true; ; first = false {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-l.done:
-			return nil
-		case <-l.nudge:
-		case <-timer.C:
-		}
-		for ctx.Err() == nil {
-			select {
-			case l.own <- struct{}{}:
-			case <-ctx.Done():
+	defer context.AfterFunc(ctx, l.stir)()
+	l.alarm.Reset(0)
+	for first := true; ; {
+		<-l.alarm.C
+		l.news.Store(false)
+		for {
+			if ctx.Err() != nil || !l.take(ctx) {
 				return nil
 			}
 			if l.isClosed() {
@@ -262,10 +255,35 @@ func (l *Line) Run(ctx context.Context, emit func(*telemetry.Group)) error {
 			}
 			<-l.own
 			if wait := time.Until(next); wait > 0 {
-				timer.Reset(wait)
+				l.alarm.Reset(wait)
 				break
 			}
 		}
+		if l.news.Load() { // it may have come before the alarm was set anew
+			l.alarm.Reset(0)
+		}
+	}
+}
+
+// stir makes Run look again at once: the line is to end, or something is due
+// that was not.
+func (l *Line) stir() {
+	l.news.Store(true)
+	l.alarm.Reset(0)
+}
+
+// take waits until the caller owns the line, or ctx ends.
+func (l *Line) take(ctx context.Context) bool {
+	select {
+	case l.own <- struct{}{}:
+		return true
+	default:
+	}
+	select {
+	case l.own <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -293,8 +311,8 @@ func (l *Line) begin(now time.Time) {
 // and how often it tries a port that is missing.
 const lookEvery = 2 * time.Second
 
-// turn does one thing that is due and returns when to come again. The caller
-// owns the line.
+// turn does one thing that is due, if there is one, and returns when to come
+// again. The caller owns the line.
 func (l *Line) turn(ctx context.Context, emit func(*telemetry.Group)) time.Time {
 	now := time.Now()
 	l.look(now)
@@ -305,7 +323,10 @@ func (l *Line) turn(ctx context.Context, emit func(*telemetry.Group)) time.Time 
 	j, at := l.pick(now)
 	if j != nil && !at.After(now) {
 		l.serve(ctx, j, now, emit)
-		return now
+		now = time.Now()
+		if j, at = l.pick(now); j != nil && !at.After(now) {
+			return now
+		}
 	}
 	next := now.Add(time.Hour)
 	if j != nil {
@@ -496,6 +517,7 @@ func (l *Line) Close() error {
 	}
 	l.closed = true
 	l.mu.Unlock()
+	l.stir()
 	l.takeBack()
 	defer func() { <-l.own }()
 	l.farewell()

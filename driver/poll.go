@@ -290,8 +290,7 @@ func (l *Line) once(u *unit, a *ask, timeout, gap time.Duration) (*result, error
 	u.touched = now
 	u.asked++
 	u.bytes += uint64(r.bytes)
-	var x Exception
-	refused := errors.As(err, &x)
+	x, refused := exceptionOf(err)
 	switch {
 	case err == nil, refused && x != 10 && x != 11:
 		u.q.answered(a, now)

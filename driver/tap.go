@@ -59,9 +59,7 @@ func (l *Line) Tap(ctx context.Context, take func(Traffic) error) error {
 
 // setTaps changes who listens; it waits for the exchange under way.
 func (l *Line) setTaps(ctx context.Context, change func([]*tap) []*tap) error {
-	select {
-	case l.own <- struct{}{}:
-	case <-ctx.Done():
+	if !l.take(ctx) {
 		return ctx.Err()
 	}
 	defer func() { <-l.own }()

@@ -229,7 +229,7 @@ func (w *wire) behind(r *result) {
 	case w.kind != kindTCP:
 		w.dirty = true
 	default:
-		_, n, more := headTCP(w.pk, w.buf[w.lo:w.hi])
+		_, n, more := headTCP(w.buf[w.lo:w.hi])
 		r.torn = n == 0 && !more
 	}
 }

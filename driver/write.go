@@ -235,9 +235,7 @@ func merge(old, data, mask []byte) []byte {
 
 // refresh makes what is read with a point due now.
 func (l *Line) refresh(ctx context.Context, d *device, point int) {
-	select {
-	case l.own <- struct{}{}:
-	case <-ctx.Done():
+	if !l.take(ctx) {
 		return
 	}
 	defer func() { <-l.own }()
@@ -246,10 +244,7 @@ func (l *Line) refresh(ctx context.Context, d *device, point int) {
 			j.due = time.Now()
 		}
 	}
-	select {
-	case l.nudge <- struct{}{}:
-	default:
-	}
+	l.stir()
 }
 
 // reads says whether a request may be repeated and parted: it changes nothing.
