@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,6 +18,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"tidegate/driver/profile"
 	"tidegate/internal/sim"
@@ -24,8 +29,8 @@ import (
 // BenchmarkAgent measures the whole program at its reference load: 100 Modbus
 // TCP devices with 50 float32 points each, every second, over TLS with client
 // certificates. It reports CPU and memory of the agent's process alone, bytes
-// written to disk, polls that were not on time, and beside them the CPU of
-// bare loops that send the same requests and throw the answers away ("floor",
+// written to disk, polls that were not on time with the longest time for which
+// a processor stood still, and beside them the CPU of bare loops that send the same requests and throw the answers away ("floor",
 // without decoding, buffering and sending). make proof-load runs it. With
 // TIDEGATE_TELEGRAF Telegraf polls the same devices at the same time and sends
 // to the same broker, and the ratios of the two are reported: make proof-beside.
@@ -48,6 +53,7 @@ const (
 	loadDevices = 100
 	loadPoints  = 50
 	loadTime    = 20 * time.Second
+	warmUp      = 6 * time.Second
 )
 
 func measureAgent(b *testing.B, bin string, every time.Duration) {
@@ -97,6 +103,13 @@ func measureAgent(b *testing.B, bin string, every time.Duration) {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		b.Fatal(err)
 	}
+	stalls := exec.Command(os.Args[0], "-test.run", "^TestStalls$")
+	stalls.Env = append(os.Environ(), "TIDEGATE_STALLS="+(warmUp+loadTime).String())
+	var stalled bytes.Buffer
+	stalls.Stdout = &stalled
+	if err := stalls.Start(); err != nil {
+		b.Fatal(err)
+	}
 	cmd := exec.Command(bin, "run", "--config", file)
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)
@@ -113,7 +126,7 @@ func measureAgent(b *testing.B, bin string, every time.Duration) {
 		}
 		return n
 	}
-	time.Sleep(6 * time.Second)
+	time.Sleep(warmUp)
 	cpu, written, answered := cpuOf(b, cmd.Process.Pid), writtenBy(b, cmd.Process.Pid), answers()
 	var peerCPU time.Duration
 	if peer > 0 {
@@ -146,6 +159,16 @@ func measureAgent(b *testing.B, bin string, every time.Duration) {
 		late += float64(n)
 	}
 	b.ReportMetric(late, "late-polls")
+	if err := stalls.Wait(); err != nil {
+		b.Fatalf("%v\n%s", err, stalled.Bytes())
+	}
+	_, text, _ := strings.Cut(stalled.String(), "STALL ")
+	text, _, _ = strings.Cut(text, "\n")
+	stall, err := time.ParseDuration(text)
+	if err != nil {
+		b.Fatalf("stalls: %v\n%s", err, stalled.Bytes())
+	}
+	b.ReportMetric(stall.Seconds()*1e3, "ms-stall")
 	b.ReportMetric(0, "ns/op")
 }
 
@@ -250,6 +273,47 @@ func TestBareLoops(t *testing.T) {
 	syscall.Getrusage(syscall.RUSAGE_SELF, &after)
 	used := func(r *syscall.Rusage) int64 { return r.Utime.Nano() + r.Stime.Nano() }
 	fmt.Printf("CPU %v\n", time.Duration(used(&after)-used(&before)))
+}
+
+// TestStalls is the child process of BenchmarkAgent that finds out for how long
+// the machine stands still: on each processor a thread sleeps for 2 ms, over and
+// over, and notes how much longer it took. By itself it checks that they run.
+func TestStalls(t *testing.T) {
+	length, err := time.ParseDuration(os.Getenv("TIDEGATE_STALLS"))
+	if err != nil {
+		length = 100 * time.Millisecond
+	}
+	cpus := runtime.NumCPU()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(cpus + 1)) // a thread keeps its P while it sleeps here
+	end := time.Now().Add(length)
+	var longest, sleeps atomic.Int64
+	var wg sync.WaitGroup
+	for cpu := range cpus {
+		wg.Go(func() {
+			runtime.LockOSThread() // for good: the thread ends with the goroutine
+			var set unix.CPUSet
+			set.Set(cpu)
+			if err := unix.SchedSetaffinity(0, &set); err != nil {
+				t.Error(err)
+				return
+			}
+			nap := unix.NsecToTimespec(int64(2 * time.Millisecond))
+			for was := time.Now(); was.Before(end); {
+				syscall.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&nap)), 0, 0)
+				now := time.Now()
+				sleeps.Add(1)
+				if d := int64(now.Sub(was) - 2*time.Millisecond); d > longest.Load() {
+					longest.Store(d)
+				}
+				was = now
+			}
+		})
+	}
+	wg.Wait()
+	if sleeps.Load() < 3 {
+		t.Errorf("%d sleeps", sleeps.Load())
+	}
+	fmt.Printf("STALL %v\n", time.Duration(longest.Load()))
 }
 
 // cpuOf is user and system time of a process, from /proc (proc(5), fields
