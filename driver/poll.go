@@ -161,7 +161,7 @@ func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*tele
 		l.fail(j, err, now, emit)
 		return
 	}
-	g := l.group(l.clk.Stamp().Before(time.Since(r.sent)/2), len(j.req.Points)) // the middle of request and answer
+	g := l.group(l.clk.Stamp().Before(r.got.Sub(r.sent)/2), len(j.req.Points)) // the middle of request and answer
 	g.Readings = d.model().Decode(j.req, r.data, d.opt.Base, g.Readings)
 	j.failure, j.good = nil, true
 	l.mu.Lock()

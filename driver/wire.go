@@ -252,8 +252,8 @@ func (w *wire) settle(gap time.Duration) error {
 	if w.kind == kindTCP {
 		w.use(0, 0) // of the last answer only what may become a frame is kept
 		w.compact()
-		if wait := time.Until(w.last.Add(gap)); gap > 0 && wait > 0 {
-			time.Sleep(wait)
+		if gap > 0 {
+			time.Sleep(time.Until(w.last.Add(gap)))
 		}
 		return nil
 	}
