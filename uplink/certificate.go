@@ -158,12 +158,16 @@ func InPlace(o *Options) (*Certificate, error) {
 func inspect(cert, key string) (*Certificate, error) {
 	b, err := os.ReadFile(cert)
 	if err != nil {
-		return nil, fileError("cert-file", "the client certificate cannot be read", err)
+		return nil, fileError("cert-file", cert+" cannot be read", err)
 	}
 	list := certificates(b)
 	if len(list) == 0 || len(list) < bytes.Count(b, []byte("-----BEGIN ")) {
-		return nil, &Error{Code: "cert-file", Msg: cert + " is damaged or no certificate",
+		e := &Error{Code: "cert-file", Msg: cert + " is damaged or no certificate",
 			Likely: "the file is not whole, or not PEM", Try: "a PEM file begins with -----BEGIN CERTIFICATE-----"}
+		if block, _ := pem.Decode(b); block != nil && len(list) == 0 && block.Type != "CERTIFICATE" {
+			e.Seen, e.Likely, e.Try = "its first line is -----BEGIN "+block.Type+"-----", "another file was named", "name the certificate that the authority made of the request"
+		}
+		return nil, e
 	}
 	c := &Certificate{File: cert, Key: key, Subject: list[0].Subject.CommonName, Issuer: list[0].Issuer.CommonName,
 		From: list[0].NotBefore, To: list[0].NotAfter, Chain: len(list), SHA256: fingerprint(list[0])}
@@ -257,6 +261,9 @@ func (u *Uplink) Try(ctx context.Context, c *Candidate) error {
 	}
 	return nil
 }
+
+// First tells whether Place has replaced nothing.
+func (c *Candidate) First() bool { return len(c.keep) == 0 }
 
 // Place puts the certificate, and the key if a new one came with it, in
 // place, each file in one step. The old ones stay beside them as FILE.old.

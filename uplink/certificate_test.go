@@ -10,6 +10,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -112,12 +113,19 @@ func TestCandidate(t *testing.T) {
 		{"half a chain", "cert-file", join(good, ca.pem[:len(ca.pem)/2])},
 		{"chain out of order", "cert-file", join(good, other.pem)},
 		{"nothing", "cert-file", nil},
+		{"the request", "cert-file", csr},
 	} {
 		file := write(t, 0o644, filepath.Join(t.TempDir(), "new.crt"), x.body)
 		var e *Error
-		if _, err := up.Consider(file); !errors.As(err, &e) || e.Code != x.code {
+		if _, err := up.Consider(file); !errors.As(err, &e) || e.Code != x.code || !strings.Contains(e.Msg, file) {
 			t.Errorf("%s: %v", x.name, err)
+		} else if x.name == "the request" && !strings.Contains(e.Seen, "CERTIFICATE REQUEST") {
+			t.Errorf("a request in its place: %q", e.Seen)
 		}
+	}
+	var e *Error
+	if _, err := up.Consider("absent.crt"); !errors.As(err, &e) || !strings.Contains(e.Msg, "absent.crt") || !strings.Contains(e.Seen, "no such file") {
+		t.Errorf("no file: %v", err)
 	}
 	if _, err := os.Stat(at("client.crt")); err == nil {
 		t.Fatal("something was placed")
@@ -139,6 +147,9 @@ func TestCandidate(t *testing.T) {
 	c := place(join(good, ca.pem))
 	if p, err := InPlace(&o); err != nil || p.SHA256 != c.SHA256 || !p.KeyOK || p.Chain != 2 || p.Subject != "gw-1" || p.Issuer != "ca" {
 		t.Fatal(p, err)
+	}
+	if !c.First() {
+		t.Error("the first one replaces nothing")
 	}
 	if err := c.Back(); err != nil {
 		t.Fatal(err)
@@ -173,7 +184,7 @@ func TestCandidate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var e *Error
+	e = nil
 	if err := up.Try(context.Background(), c); !errors.As(err, &e) || e.Code != "client-cert-unknown-ca" {
 		t.Error(err)
 	}

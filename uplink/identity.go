@@ -246,7 +246,7 @@ func keyMode(key string) error {
 }
 
 func fileError(code, msg string, err error) *Error {
-	return &Error{Code: code, Msg: msg, Likely: "wrong name or rights", Try: "check uplink.identity or uplink.tls", Err: err}
+	return &Error{Code: code, Msg: msg, Seen: err.Error(), Likely: "wrong name or rights", Try: "check uplink.identity or uplink.tls", Err: err}
 }
 
 // config returns the TLS settings of one dial. Certificates are checked

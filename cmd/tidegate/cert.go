@@ -211,16 +211,21 @@ func (a *app) placeCert(ctx context.Context, cfg *config.Config, link *config.Up
 	if err := c.Place(); err != nil {
 		return errors.Join(err, c.Back())
 	}
-	fmt.Fprintln(a.err, "placed   the old pair is kept as *.old")
+	placed, back := "placed   the old pair is kept as *.old", "back     the old pair is in place again"
+	if c.First() {
+		placed, back = "placed   it is the first one here", "back     it was taken away again"
+	}
+	fmt.Fprintln(a.err, placed)
 	if !untried {
-		if err := a.works(ctx, cfg, link.Name, c); err != nil {
-			if back := c.Back(); back != nil {
-				return errors.Join(err, back)
+		how, err := a.works(ctx, cfg, link.Name, c)
+		if err != nil {
+			if e := c.Back(); e != nil {
+				return errors.Join(err, e)
 			}
-			fmt.Fprintln(a.err, "back     the old pair is in place again")
+			fmt.Fprintln(a.err, back)
 			return err
 		}
-		fmt.Fprintln(a.err, "works    the uplink is connected with it")
+		fmt.Fprintln(a.err, "works    "+how)
 	}
 	now, err := uplink.InPlace(&link.Options)
 	if err != nil {
@@ -241,8 +246,8 @@ func (a *app) placed(c *uplink.Certificate) error {
 }
 
 // works waits until the agent is connected with the new certificate, or
-// connects by itself where no agent runs.
-func (a *app) works(ctx context.Context, cfg *config.Config, name string, c *uplink.Candidate) error {
+// connects by itself where no agent runs, and says which.
+func (a *app) works(ctx context.Context, cfg *config.Config, name string, c *uplink.Candidate) (how string, _ error) {
 	last := &status.Failure{Code: "cert-not-used", What: fmt.Sprintf("the uplink did not connect with the new certificate within %s", certWait), Exit: exitFindings}
 	for end := time.Now().Add(certWait); time.Now().Before(end) && ctx.Err() == nil; time.Sleep(250 * time.Millisecond) {
 		s, err := a.client().Status(ctx)
@@ -256,23 +261,23 @@ func (a *app) works(ctx context.Context, cfg *config.Config, name string, c *upl
 		case errors.Is(err, status.ErrNoAgent):
 			steps, err := agent.TestUplink(ctx, cfg, name, agent.Options{Version: version, Built: built()})
 			if err != nil {
-				return err
+				return "", err
 			}
 			for _, s := range steps {
 				if s.State == status.Fail && s.Failure != nil && s.Broker == steps[0].Broker {
-					return s.Failure
+					return "", s.Failure
 				}
 			}
-			return nil
+			return "the broker took a message with it; no agent runs here", nil
 		case err != nil:
-			return err
+			return "", err
 		case u.State == "connected" && u.Cert == c.SHA256:
-			return nil
+			return "the uplink is connected with it", nil
 		}
 		last.Seen = u.CertWarning
 		if last.Seen == "" {
 			last.Seen = u.Error
 		}
 	}
-	return last
+	return "", last
 }
