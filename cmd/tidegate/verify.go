@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,6 +77,9 @@ Exit code 0 complete (tombstones are listed), 1 incomplete or nothing received.`
 			} else {
 				fmt.Fprint(a.out, r.Text())
 			}
+			if beginsLost(r) {
+				fmt.Fprintln(a.err, "try:    --midway, if the recording began in the middle of a gateway's life")
+			}
 			if r.Verdict == account.Complete || r.Verdict == account.CompleteButTombs {
 				return nil
 			}
@@ -94,6 +98,11 @@ Exit code 0 complete (tombstones are listed), 1 incomplete or nothing received.`
 	fl.StringVar(&f.topic, "topic", "tg/v1/#", "topic `FILTER` to subscribe to")
 	fl.DurationVar(&f.duration, "for", 0, "listen this long (default: until Ctrl-C)")
 	return c
+}
+
+// beginsLost tells whether a lane lacks its first number.
+func beginsLost(r account.Report) bool {
+	return slices.ContainsFunc(r.Lanes, func(l account.Lane) bool { return len(l.LostAt) > 0 && l.LostAt[0].From == 1 })
 }
 
 // allExports tells whether the files are exports alone: they begin with what
