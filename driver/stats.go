@@ -238,7 +238,7 @@ func (l *Line) diagnose(d *device, u *unit, a *ask, err error) *Error {
 		e.Code, e.What = "exception", fmt.Sprintf("the device says %q", exceptionName(x))
 		if x == 2 {
 			e.Code = "address"
-			e.Likely = "the manual counts from 1: its register 30001 is address 0 on the wire"
+			e.Likely = "the manual counts from 1: what it calls 1, 30001 or 40001 is address 0 on the wire"
 		}
 		if a != nil {
 			e.Seen = fmt.Sprintf("function %d, address %d, count %d", a.fc, a.addr, a.count)

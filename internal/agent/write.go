@@ -128,7 +128,11 @@ func (a *Agent) Write(ctx context.Context, who string, q status.WriteRequest) (s
 func AuditWrite(log *slog.Logger, who string, q status.WriteRequest, w status.WriteReply, err error) {
 	what := q.Point
 	if what == "" {
-		what = fmt.Sprintf("%s unit %d %v %d+%d", q.Bus, q.Unit, profile.Table(q.Table), q.Addr, q.Count)
+		unit := q.Unit
+		if w.Function != 0 { // it came so far that the unit was known
+			unit = w.Unit
+		}
+		what = fmt.Sprintf("%s unit %d %v %d+%d", q.Bus, unit, profile.Table(q.Table), q.Addr, q.Count)
 	}
 	args := []any{"who", who, "what", what, "value", q.Value, "sent", w.Sent, "verified", w.Verified}
 	for _, v := range [...]struct {
