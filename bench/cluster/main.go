@@ -9,9 +9,11 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -152,17 +154,31 @@ func (a *account) count() (different, repeats int) {
 	return different, repeats
 }
 
-func prove(gateways, batches, base int) error {
-	if base == 0 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+// free tells whether nobody uses the nine ports from base on.
+func free(base int) bool {
+	for i := range 3 * nodes {
+		ln, err := net.Listen("tcp", fmt.Sprint("127.0.0.1:", base+i))
 		if err != nil {
-			return err
+			return false
 		}
-		base = ln.Addr().(*net.TCPAddr).Port
-		ln.Close()
-		if base > 65000 {
-			base -= 1000
+		defer ln.Close()
+	}
+	return true
+}
+
+func prove(gateways, batches, base int) error {
+	for range 100 {
+		if base != 0 {
+			break
 		}
+		// Below those that the kernel gives to whoever connects: a node is
+		// started again on its ports long after they were found free.
+		if base = 20000 + rand.IntN(10000); !free(base) {
+			base = 0
+		}
+	}
+	if base == 0 {
+		return errors.New("no nine ports in a row are free from 20000 to 30008")
 	}
 	dir, err := os.MkdirTemp("", "tidegate-cluster-")
 	if err != nil {
