@@ -205,6 +205,9 @@ func (a *app) openCapture(name string) (capture.Header, []capture.Event, error) 
 		return h, nil, &status.Failure{Code: "capture-damaged", What: name + ": " + err.Error(),
 			Likely: "the file is no capture, or it was changed by hand", Exit: exitData}
 	}
+	if h.Cut {
+		fmt.Fprintf(a.err, "note: %s: its last line is cut off and left out; %s are whole\n", name, count(int64(len(events)), "event"))
+	}
 	return h, events, nil
 }
 

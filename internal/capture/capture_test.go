@@ -65,12 +65,13 @@ func TestFile(t *testing.T) {
 		t.Errorf("%s", file)
 	}
 	got, back, err := Read(bytes.NewReader(file))
-	if err != nil || got.Devices[0] != h.Devices[0] || len(back) != 3 || !back[2].T.Equal(all[2].T.Time) || back[1].Hex != all[1].Hex {
+	if err != nil || got.Cut || got.Devices[0] != h.Devices[0] || len(back) != 3 || !back[2].T.Equal(all[2].T.Time) || back[1].Hex != all[1].Hex {
 		t.Errorf("%+v %+v %v", got, back, err)
 	}
 	for cut := 1; cut < 20; cut++ {
-		if _, back, err := Read(bytes.NewReader(file[:len(file)-cut])); err != nil || len(back) < 2 {
-			t.Errorf("%d bytes cut off: %d events, %v", cut, len(back), err)
+		h, back, err := Read(bytes.NewReader(file[:len(file)-cut]))
+		if err != nil || len(back) < 2 || h.Cut != (len(back) == 2) {
+			t.Errorf("%d bytes cut off: %d events, cut %v, %v", cut, len(back), h.Cut, err)
 		}
 	}
 	for name, bad := range map[string]string{"line 1: ": "{}\n", "empty": "", "line 2: ": string(Encode(h)) + "{\"dir\":\"up\"}\n" + string(Encode(all[0])),

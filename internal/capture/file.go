@@ -29,6 +29,8 @@ type Header struct {
 	Started Time     `json:"started"`
 	Version string   `json:"version"` // of tidegate
 	Devices []Device `json:"devices,omitempty"`
+
+	Cut bool `json:"-"` // of a file that was read: the end of its last line is missing, and that line left out
 }
 
 // Device is a device that the configuration names on the line.
@@ -89,7 +91,7 @@ func Hex(b []byte) string { return fmt.Sprintf("% x", b) }
 var ErrDamaged = errors.New("the capture is damaged")
 
 // Read reads a whole file. A last line that was cut off, as by a power
-// failure, is left out; any other mistake is an error with the line's number.
+// failure, is left out (h.Cut); any other mistake is an error with the line's number.
 func Read(r io.Reader) (h Header, events []Event, err error) {
 	br := bufio.NewReaderSize(r, 1<<16)
 	for n := 1; ; n++ {
@@ -118,6 +120,7 @@ func Read(r io.Reader) (h Header, events []Event, err error) {
 			}
 			if err != nil {
 				if cut && h.Schema == Schema {
+					h.Cut = true
 					return h, events, nil
 				}
 				return h, events, fmt.Errorf("%w: line %d: %w", ErrDamaged, n, err)
