@@ -1,11 +1,11 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -76,7 +76,7 @@ func (a *app) readExpect(ctx context.Context, args []string, q status.ReadReques
 	if len(read) == 0 && refused != nil {
 		return refused
 	}
-	slices.SortStableFunc(guesses, func(x, y profile.Guess) int { return cmp.Compare(x.Cost, y.Cost) })
+	sort.SliceStable(guesses, func(i, k int) bool { return guesses[i].Cost < guesses[k].Cost })
 	seen := map[string]bool{}
 	guesses = slices.DeleteFunc(guesses, func(g profile.Guess) bool {
 		twice := seen[g.Point()]

@@ -1,9 +1,9 @@
 package profile
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
+	"sort"
 	"strconv"
 	"time"
 )
@@ -137,8 +137,9 @@ func (p *Profile) checkAtomic(r report) {
 // planTable finds the cheapest partition of the items, sorted by address,
 // into requests: best[j] is the least time for the first j of them.
 func (p *Profile) planTable(t Table, items []item, l Limits, out []Request) []Request {
-	slices.SortStableFunc(items, func(a, b item) int {
-		return cmp.Or(cmp.Compare(a.lo, b.lo), cmp.Compare(a.hi, b.hi))
+	sort.SliceStable(items, func(i, k int) bool {
+		a, b := &items[i], &items[k]
+		return a.lo < b.lo || a.lo == b.lo && a.hi < b.hi
 	})
 	limit := p.limit(t, l)
 	best := make([]int64, len(items)+1)

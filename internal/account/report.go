@@ -172,15 +172,11 @@ func (l *lane) report(midway bool) Lane {
 // reasons returns the reasons in order; restart last, because it closes
 // numbers wholesale and another tombstone knows better.
 func (l *lane) reasons() []string {
-	return slices.SortedFunc(maps.Keys(l.dropped), func(a, b string) int {
-		if (a == restart) != (b == restart) {
-			if a == restart {
-				return 1
-			}
-			return -1
-		}
-		return cmp.Compare(a, b)
-	})
+	out := slices.Sorted(maps.Keys(l.dropped))
+	if i := slices.Index(out, restart); i >= 0 {
+		out = append(slices.Delete(out, i, i+1), restart)
+	}
+	return out
 }
 
 // since leaves out of the missing numbers those that may have come before
