@@ -139,12 +139,11 @@ func (a *app) record(ctx context.Context, target, line string, take func([]byte)
 	const byAgent, byUs = "through the agent, both directions", "only listened"
 	connect, raw := address(target)
 	if raw {
-		if s, err := a.client().Status(ctx); err == nil {
-			for _, b := range s.Buses {
-				if b.Connect == connect {
-					return byAgent, a.client().Capture(ctx, b.Name, take)
-				}
-			}
+		if bus, ok := a.busAt(ctx, connect); ok {
+			return byAgent, a.client().Capture(ctx, bus, take)
+		}
+		if strings.HasPrefix(target, "/") {
+			return "", usage{fmt.Errorf("what speaks on %s? Write rtu:%s for Modbus RTU, ascii: or serial: for the others", target, target)}
 		}
 		bus := driver.Options{Name: target, Connect: connect, Line: line}
 		return byUs, a.overhear(ctx, &bus, take)

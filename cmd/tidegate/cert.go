@@ -25,10 +25,10 @@ func (a *app) csrCmd(which *string) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "csr",
 		Short: "make the key and a certificate request for it",
-		Long: "Makes an EC P-256 key, if the identity folder has none, and a certificate request\n" +
-			"for it whose common name is the gateway id. A key that is there is kept and the\n" +
-			"request is for it; with --force a new one is made, and the one in use stays in\n" +
-			"use until `uplink cert` puts the new certificate in place.",
+		Long: "Makes an EC P-256 key, if the identity folder has none, and a certificate\n" +
+			"request for it whose common name is the gateway id. A key that is there is kept\n" +
+			"and the request is for it; with --force a new one is made, and the one in use\n" +
+			"stays in use until `uplink cert` puts the new certificate in place.",
 		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return a.csr(*which, name, force) },
 	}

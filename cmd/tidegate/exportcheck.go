@@ -25,7 +25,8 @@ numbers between those that wait which no tombstone explains; the buffer has them
 as delivered.
 
 FILE is an export (GATEWAY_FIRST-LAST.jsonl.gz). It is compared with the
-manifest beside it: SHA-256, size, numbers and counts, and every message is read.
+manifest beside it (SHA-256, size, numbers and counts), and every message is
+read.
 
 What the cloud has received is proven by: tidegate verify
 

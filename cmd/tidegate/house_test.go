@@ -136,6 +136,11 @@ func TestHelpFits(t *testing.T) {
 				t.Errorf("help %v: more than 80 columns: %s", path, line)
 			}
 		}
+		for line := range strings.Lines(c.Long) {
+			if len(strings.TrimRight(line, "\n")) > 80 { // it would be broken where nobody wants it
+				t.Errorf("help %v: a line of more than 80 columns: %s", path, line)
+			}
+		}
 		for _, sub := range c.Commands() {
 			walk(sub, append(path[:len(path):len(path)], sub.Name()))
 		}

@@ -35,9 +35,9 @@ or of the whole library, and compares each value.
 
 With a TARGET it tries a profile on a device: each point is read once and
 printed with its plausible range. TARGET is a device or a bus of the
-configuration, or an address such as rtu:/dev/ttyUSB0, tcp:10.0.0.20:502 or
-serial:/dev/ttyUSB0. Points that the device does not have are listed and are no
-failure; a value outside its range is one, and so is a device without values.
+configuration, or an address such as /dev/ttyUSB0 or tcp:10.0.0.20:502. Points
+that the device does not have are listed and are no failure; a value outside its
+range is one, and so is a device without values.
 
 --against CAPTURE decodes a recording with the profile. Exit code 1 when
 something differs or fails.`,
@@ -339,6 +339,9 @@ func refused(err error) bool {
 // are taken.
 func (a *app) hearOnce(ctx context.Context, p *profile.Profile, target string, f *readFlags) ([]telemetry.Reading, error) {
 	connect, raw := address(target)
+	if strings.HasPrefix(target, "/") { // that these devices speak no Modbus says the profile
+		connect = "serial://" + target
+	}
 	if !raw {
 		return nil, usage{fmt.Errorf("%s is read by the agent: tidegate read %s shows its values; for a port of its own give its address, such as serial:/dev/ttyUSB0", target, target)}
 	}

@@ -56,9 +56,9 @@ func (a *app) readCmd() *cobra.Command {
   a device          meter-1                  all its points
                     meter-1 input:0+4        registers of its unit
   a bus             meters --unit 1 input:0  registers of any unit on it
-  an address        rtu:/dev/ttyUSB0, tcp:HOST:502 or 10.0.0.20, with --unit and a
-                    register; or tls:10.0.0.20 with --tls-ca, --tls-cert and
-                    --tls-key
+  an address        /dev/ttyUSB0 (Modbus RTU), ascii:/dev/ttyUSB0, 10.0.0.20 or
+                    tcp:HOST:502, with --unit and a register; or tls:10.0.0.20
+                    with --tls-ca, --tls-cert and --tls-key
 A register is a wire address from 0 (input:0, holding:40, coil:3, discrete:3)
 or the number of the manual (30001, 40041, 400041); both are printed. While the
 agent runs, it does the reading between two polls. A serial device that is
@@ -149,14 +149,10 @@ func (a *app) readOnce(ctx context.Context, args []string, q status.ReadRequest,
 		if len(args) < 2 {
 			return status.ReadReply{}, "", usage{fmt.Errorf("which register of %s? For example: tidegate read %s --unit 1 input:0", args[0], args[0])}
 		}
-		if s, err := a.client().Status(ctx); err == nil {
-			for _, b := range s.Buses { // the agent has this line: one master is enough
-				if b.Connect == connect {
-					q.Bus = b.Name
-					reply, err := a.client().Read(ctx, q)
-					return reply, "agent", err
-				}
-			}
+		if bus, ok := a.busAt(ctx, connect); ok {
+			q.Bus = bus
+			reply, err := a.client().Read(ctx, q)
+			return reply, "agent", err
 		}
 		reply, err := a.readAddress(ctx, connect, q, f)
 		return reply, "direct", err
@@ -172,6 +168,21 @@ func (a *app) readOnce(ctx context.Context, args []string, q status.ReadRequest,
 	defer r.Close()
 	reply, err = r.Read(ctx, q)
 	return reply, "direct", err
+}
+
+// busAt returns the bus of the running agent that is at an address: one master
+// is enough, whatever the port is called.
+func (a *app) busAt(ctx context.Context, connect string) (bus string, ok bool) {
+	s, err := a.client().Status(ctx)
+	if err != nil {
+		return "", false
+	}
+	for _, b := range s.Buses {
+		if samePlace(b.Connect, connect) {
+			return b.Name, true
+		}
+	}
+	return "", false
 }
 
 // reader opens the lines of the configuration, where no agent has them.
@@ -194,8 +205,12 @@ func (a *app) configOf(target string) (*config.Config, error) {
 }
 
 // address recognises a raw address: rtu:/dev/ttyUSB0, tcp:HOST:PORT, the
-// connect strings of the configuration, and an IP address, which is Modbus TCP.
+// connect strings of the configuration, an IP address, which is Modbus TCP, and
+// a path from the root, which is Modbus RTU.
 func address(s string) (connect string, ok bool) {
+	if strings.HasPrefix(s, "/") && !isFile(s) {
+		return "rtu://" + s, true
+	}
 	if at, err := netip.ParseAddrPort(s); err == nil {
 		return "tcp://" + at.String(), true
 	}

@@ -226,15 +226,15 @@ func (a *app) scanOne(ctx context.Context, target string, q status.ScanRequest) 
 // whatever the port is called.
 func samePlace(a, b string) bool {
 	place := func(s string) string {
-		_, rest, _ := strings.Cut(s, "://")
+		scheme, rest, _ := strings.Cut(s, "://")
 		if strings.HasPrefix(rest, "/") {
 			if real, err := filepath.EvalSymlinks(rest); err == nil {
 				return real
 			}
 			return rest
 		}
-		if strings.HasPrefix(s, "tcp://") && !strings.Contains(rest[strings.LastIndex(rest, "]")+1:], ":") {
-			rest += ":502"
+		if port := map[string]string{"tcp": ":502", "tls": ":802"}[scheme]; !strings.Contains(rest[strings.LastIndex(rest, "]")+1:], ":") {
+			rest += port
 		}
 		return rest
 	}

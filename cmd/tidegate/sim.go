@@ -38,8 +38,8 @@ func (a *app) simCmd() *cobra.Command {
 		Short: "devices that do not exist, from their profiles",
 		Long: `Is one device or several of the library, or of files of your own, for tries
 without hardware: registers hold values that drift within their range, and can
-be written; serial devices talk or answer. Meters on an M-Bus share a line:
-UNIT is the primary address, or the 8 or 16 digits of the secondary one. PLACE is
+be written; serial devices talk or answer. Meters on an M-Bus share a line: UNIT
+is the primary address, or the 8 or 16 digits of the secondary one. PLACE is
   rtu:PATH, ascii:PATH, serial:PATH    a serial line: a pty is made and PATH is
                      a link to it; an existing port is used as it is
   tcp:HOST:PORT, rtu+tcp:HOST:PORT, serial+tcp:HOST:PORT

@@ -44,13 +44,14 @@ func (a *app) writeCmd() *cobra.Command {
 or configuration has write: with its limits, such as meter-1/ct_ratio. VALUE is
 a number, on or off, a word of an enum, or a text. The configuration must say
   writes: allow
-The old value is shown first; on a terminal the change is asked for, elsewhere
---yes must stand for the answer. With --dry-run everything is done but the write.
+The old value is shown first. On a terminal you are asked whether to go on,
+elsewhere --yes must stand for the answer. With --dry-run everything is done but
+the write.
 
 With --raw, TARGET is a device, a bus or an address with a register, and what a
 profile says does not count:
   tidegate write boiler holding:40 55.5 --type f32 --raw --yes
-  tidegate write rtu:/dev/ttyUSB0 holding:40 1 --unit 7 --raw --yes
+  tidegate write /dev/ttyUSB0 holding:40 1 --unit 7 --raw --yes
 
 While the agent runs, it does the writing between two polls, and notes in its
 log who wrote what.`,
@@ -164,14 +165,10 @@ func (a *app) writeOnce(ctx context.Context, target string, q status.WriteReques
 		if f.unit < 0 {
 			return status.WriteReply{}, "", usage{errors.New("which unit? Give --unit with its number on the line")}
 		}
-		if s, err := a.client().Status(ctx); err == nil {
-			for _, b := range s.Buses {
-				if b.Connect == connect {
-					q.Bus = b.Name
-					reply, err := a.client().Write(ctx, q)
-					return reply, "agent", err
-				}
-			}
+		if bus, ok := a.busAt(ctx, connect); ok {
+			q.Bus = bus
+			reply, err := a.client().Write(ctx, q)
+			return reply, "agent", err
 		}
 		l, err := openAddress(connect, f.unit, f.baud, f.mode, f.timeout, &f.tls)
 		if err != nil {
