@@ -39,6 +39,7 @@ type point struct {
 	NA    []int64          `yaml:"na"`
 	Enum  map[int64]string `yaml:"enum"`
 	Span  pair             `yaml:"span"`
+	Label string           `yaml:"label"`
 }
 
 type device struct {
@@ -156,6 +157,7 @@ func TestMessages(t *testing.T) {
 		{"id: x\ndevices: {unit: 3}", `2:11 config-value a name is missing above "unit" | devices: holds names, and the keys stand under a name`},
 		{"id: x\ndevices:\n  - unit: 3", `2:1 config-value "devices" must be a mapping of names, not a list | write "NAME:" and the keys under it, without "- "`},
 		{"id: x\nunit: 3", `2:1 config-key unknown key "unit" | "unit" belongs under devices.NAME`},
+		{"id: x\nlabel: {a: b}", `2:1 config-key unknown key "label" | did you mean "labels"?`},
 		{"id: x\nlog: {levle: info}", `2:7 config-key unknown key "levle" | did you mean "level"?`},
 		{"id: x\nlog: {level: information}", `2:14 config-value unknown level "information" | expected debug, info or warn; did you mean "info"?`},
 		{"id: x\nlog: {level: INFO}", `2:14 config-value unknown level "INFO" | expected debug, info or warn; did you mean "info"?`},
