@@ -52,9 +52,9 @@ func (a *app) profileCmd() *cobra.Command {
 			RunE:  func(_ *cobra.Command, args []string) error { return a.profileList(args) },
 		},
 		&cobra.Command{
-			Use:   "show NAME",
+			Use:   "show NAME|FILE",
 			Short: "points, addresses, line settings and sources of a profile",
-			Args:  atLeast(1, 1, "the name of a profile"),
+			Args:  atLeast(1, 1, "the name of a profile, or its file"),
 			RunE:  func(_ *cobra.Command, args []string) error { return a.profileShow(args[0]) },
 		},
 		a.profileTestCmd())
@@ -116,9 +116,13 @@ func (a *app) profileShow(name string) error {
 	if err != nil {
 		return err
 	}
-	i, err := lib.Describe(name)
+	p, err := a.profileNamed(lib, name)
 	if err != nil {
-		return profileFailure(name, err)
+		return err
+	}
+	i := p.Describe()
+	if i.File = name; !isFile(name) {
+		i, _ = lib.Describe(name) // profileNamed had it
 	}
 	if a.json {
 		printJSON(a.out, infoOf("tidegate.profile/1", i))
