@@ -89,7 +89,7 @@ func (l *Line) restart() {
 // serve does for a Modbus block.
 func (l *Line) converse(ctx context.Context, j *job, now time.Time, emit func(*telemetry.Group)) {
 	d, u := j.dev, j.dev.unit
-	late := j.resume.IsZero() && now.Sub(j.due) > d.grid.lateAfter()
+	late := j.resume.IsZero() && j.late(now)
 	c := &call{ctx: ctx, line: l, dev: d, out: emit}
 	again, err := time.Duration(0), l.still(j, now)
 	if err == nil {
@@ -116,7 +116,7 @@ func (l *Line) converse(ctx context.Context, j *job, now time.Time, emit func(*t
 		l.mu.Unlock()
 	}
 	next, skipped := d.grid.after(j.due, now2)
-	j.due = next
+	j.due, j.slot = next, next
 	l.account(d, err, late, skipped, now2.Sub(now))
 }
 

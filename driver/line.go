@@ -100,6 +100,10 @@ type device struct {
 	// missing; see unsent. Nil: nothing has been told yet
 	lacks []uint8
 
+	slot   time.Time // of the round under way
+	served time.Time // when its last block was, or the slot
+	behind bool      // that round is late
+
 	known learned // what it does not let itself be read across
 
 	found  atomic.Pointer[profile.Profile] // a SunSpec device: its points where they stand; nil until then

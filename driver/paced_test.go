@@ -230,6 +230,47 @@ func TestPacedLine(t *testing.T) {
 	}
 }
 
+// TestLateCount: a line that keeps up has no late polls, however many blocks a
+// device has and however long the first round after the start takes; one whose
+// devices share an instant, and need longer than is allowed, has.
+func TestLateCount(t *testing.T) {
+	blocks := func(n int) *profile.Profile {
+		var points []profile.Point
+		for i := range n {
+			for k := range 30 {
+				a := 200*i + k
+				points = append(points, profile.Point{Name: fmt.Sprintf("p%d", a), Holding: &a})
+			}
+		}
+		p, issues := profile.Custom("blocks", points, nil)
+		if len(issues) > 0 {
+			t.Fatal(issues)
+		}
+		return p
+	}
+	for _, c := range []struct {
+		units, blocks int // 82 ms each
+		every         time.Duration
+		late          bool
+	}{
+		{1, 6, time.Second, false},
+		{24, 1, 10 * time.Second, false},
+		{4, 6, time.Second, true},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			l, _, stop := pacedLine(t, &pacedBus{turn: 5 * time.Millisecond}, "9600 8N1", c.units, c.every, blocks(c.blocks))
+			time.Sleep(30 * time.Second)
+			stop()
+			for _, d := range l.Stats().Devices {
+				t.Logf("%d units of %d blocks: %s %d polls, %d late, %d skipped", c.units, c.blocks, d.Name, d.Polls, d.Late, d.Skipped)
+				if d.Polls < uint64(c.blocks)*2 || (d.Late > 0) != c.late || !c.late && d.Skipped > 0 {
+					t.Errorf("%d units of %d blocks every %v: %s has %d polls, %d late, %d skipped", c.units, c.blocks, c.every, d.Name, d.Polls, d.Late, d.Skipped)
+				}
+			}
+		})
+	}
+}
+
 // TestDeadShare: with 1 dead unit of 32 the others keep 97 % of their rate,
 // with 8 dead ones 90 %, once they were found out (which takes two or three
 // timeouts each), after the start and when they die later; all absent

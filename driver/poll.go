@@ -18,6 +18,7 @@ type job struct {
 	req     profile.Request
 	ask     *ask
 	due     time.Time
+	slot    time.Time // due, if that is of the timetable
 	failure error     // of the last poll, nil if it was good
 	told    time.Time // when that failure was last emitted
 	talk    dialogue  // of a device that is asked on a serial line; else nil
@@ -97,7 +98,7 @@ func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*tele
 		j.rest(now)
 		return
 	}
-	late := j.hole == nil && now.Sub(j.due) > d.grid.lateAfter()
+	late := j.hole == nil && j.late(now)
 	again, counted := false, true // asked once more at once; as a poll
 	var err error
 	defer func() {
@@ -115,8 +116,9 @@ func (l *Line) serve(ctx context.Context, j *job, now time.Time, emit func(*tele
 		case j.hole != nil:
 			j.rest(now2)
 		default:
-			j.due = next
+			j.due, j.slot = next, next
 		}
+		d.served = now2
 		if again || !counted {
 			l.count(func(p *public) { p.busy += now2.Sub(now) })
 		} else {

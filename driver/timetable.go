@@ -64,6 +64,22 @@ func (g grid) after(due, now time.Time) (next time.Time, skipped int) {
 	return next, skipped
 }
 
+// late says whether a poll that begins now is later than its slot allows. What
+// is asked at once (at the start, after a line came back) has no slot. The
+// blocks of a device go one after the other: they are as late as the first of
+// them, or as what came between them made them.
+func (j *job) late(now time.Time) bool {
+	if !j.due.Equal(j.slot) {
+		return false
+	}
+	d := j.dev
+	if j.due.Sub(d.slot).Abs() > time.Duration(d.grid.every)/2 {
+		d.slot, d.served, d.behind = j.due, j.due, false
+	}
+	d.behind = d.behind || now.Sub(d.served) > d.grid.lateAfter()
+	return d.behind
+}
+
 // lateAfter is how much later than its slot a poll may begin without being
 // counted as late: a tenth of the period, at least 20 ms.
 func (g grid) lateAfter() time.Duration {

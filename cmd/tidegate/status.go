@@ -183,8 +183,12 @@ func writeBus(w io.Writer, bus status.Bus, now int64) {
 	}
 	for _, d := range bus.Devices {
 		writeRefused(w, d)
-		if n := d.Late + d.Skipped; n > 0 && 100*n > d.Polls {
-			fmt.Fprintln(w, status.Wrap(fmt.Sprintf("  %-15s of %d polls %d late, %d skipped: the bus is too busy", d.Name, d.Polls, d.Late, d.Skipped), 80, column))
+		if n := d.Late + d.Skipped; n > 0 && 100*n > d.Polls && (d.State == status.OK || d.LastError == nil) {
+			why := "the bus is too busy"
+			if bad > 0 {
+				why = "the bus has waited for silent devices"
+			}
+			fmt.Fprintln(w, status.Wrap(fmt.Sprintf("  %-15s of %d polls %d late, %d skipped: %s", d.Name, d.Polls, d.Late, d.Skipped, why), 80, column))
 		}
 		if d.State == status.OK {
 			continue
