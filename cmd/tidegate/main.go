@@ -111,6 +111,7 @@ func (a *app) report(err error, verb string) int {
 }
 
 func (a *app) root() *cobra.Command {
+	askVersion := false
 	root := &cobra.Command{
 		Use:   "tidegate",
 		Short: "edge gateway agent: devices in, MQTT out, nothing lost in between",
@@ -130,8 +131,14 @@ func (a *app) root() *cobra.Command {
 			return usage{errors.New(text)}
 		},
 		SuggestionsMinimumDistance: 2,
-		RunE:                       func(c *cobra.Command, _ []string) error { return c.Help() },
+		RunE: func(c *cobra.Command, _ []string) error {
+			if askVersion {
+				return a.printVersion()
+			}
+			return c.Help()
+		},
 	}
+	root.Flags().BoolVar(&askVersion, "version", false, "the same as the verb version")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage{err} })
 	p := root.PersistentFlags()
 	p.BoolVar(&a.json, "json", false, "print data as JSON")

@@ -195,7 +195,7 @@ func writeBus(w io.Writer, bus status.Bus, now int64) {
 		}
 		text := fmt.Sprintf("%s %s (limit %s)", d.State, age(d.AgeMS), age(d.LimitMS))
 		if d.AgeMS < 0 {
-			text = d.State + ", silent since start"
+			text = d.State + ", no value since start"
 		}
 		if e := d.LastError; e != nil {
 			text += fmt.Sprintf("  %s x%d  [%s]", strings.TrimPrefix(e.Text, d.Name+": "), e.Count, e.Code)

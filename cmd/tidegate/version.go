@@ -32,27 +32,29 @@ func (a *app) versionCmd() *cobra.Command {
 		Use:   "version",
 		Short: "version, commit, Go version, architecture",
 		Args:  noArgs,
-		RunE: func(*cobra.Command, []string) error {
-			v := versionInfo{"tidegate.version/1", version, commit, date, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
-			if info, ok := debug.ReadBuildInfo(); ok {
-				for _, s := range info.Settings {
-					if s.Key == "GOARM" || s.Key == "GOMIPS" || s.Key == "GO386" {
-						v.Arch += " " + s.Key + "=" + s.Value
-					}
-				}
-			}
-			if a.json {
-				printJSON(a.out, v)
-				return nil
-			}
-			line := "tidegate " + v.Version
-			for _, s := range []string{v.Commit, v.Date, v.Go, v.Arch} {
-				if s != "" {
-					line += "  " + s
-				}
-			}
-			fmt.Fprintln(a.out, line)
-			return nil
-		},
+		RunE:  func(*cobra.Command, []string) error { return a.printVersion() },
 	}
+}
+
+func (a *app) printVersion() error {
+	v := versionInfo{"tidegate.version/1", version, commit, date, runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "GOARM" || s.Key == "GOMIPS" || s.Key == "GO386" {
+				v.Arch += " " + s.Key + "=" + s.Value
+			}
+		}
+	}
+	if a.json {
+		printJSON(a.out, v)
+		return nil
+	}
+	line := "tidegate " + v.Version
+	for _, s := range []string{v.Commit, v.Date, v.Go, v.Arch} {
+		if s != "" {
+			line += "  " + s
+		}
+	}
+	fmt.Fprintln(a.out, line)
+	return nil
 }
