@@ -74,7 +74,7 @@ func (p *parser) resolve(d *driver.Device, path string, at end) {
 	case d.Profile != "":
 		if !slices.Contains(p.lib.Names(), d.Profile) {
 			hint := "tidegate profile list shows all"
-			near := document.Nearest(d.Profile, p.lib.Names())
+			near := p.lib.Near(d.Profile)
 			if near != "" {
 				hint = ""
 			}

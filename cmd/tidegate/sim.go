@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -82,6 +83,9 @@ type simulation struct {
 }
 
 func (a *app) sim(ctx context.Context, args []string, f *simFlags) error {
+	if _, err := netip.ParseAddrPort(f.at); err == nil {
+		f.at = "tcp:" + f.at
+	}
 	scheme, place, ok := strings.Cut(f.at, ":")
 	place = strings.TrimPrefix(place, "//")
 	if !ok || place == "" {

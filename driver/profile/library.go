@@ -88,6 +88,18 @@ func (l *Library) Names() []string {
 	return out
 }
 
+// Near returns the name of a profile that was probably meant by a name that no
+// profile has: one that lacks the maker (sdm630), or is misspelt. It is "" if
+// none is near.
+func (l *Library) Near(name string) string {
+	for _, n := range l.Names() {
+		if strings.HasSuffix(n, "-"+strings.ToLower(name)) {
+			return n
+		}
+	}
+	return document.Nearest(name, l.Names())
+}
+
 // Get returns a profile ready for use. An unknown name is ErrUnknown with
 // the nearest known name; a file with mistakes is an *InvalidError.
 func (l *Library) Get(name string) (*Profile, error) {
@@ -107,7 +119,7 @@ func (l *Library) get(name string, stack []string) (*Profile, error) {
 	f, ok := l.files[name]
 	if !ok {
 		err := fmt.Errorf("%w %q", ErrUnknown, name)
-		if near := document.Nearest(name, l.Names()); near != "" {
+		if near := l.Near(name); near != "" {
 			err = fmt.Errorf("%w; did you mean %q?", err, near)
 		}
 		return nil, err

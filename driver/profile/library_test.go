@@ -72,6 +72,11 @@ func TestLibrary(t *testing.T) {
 
 func TestGet(t *testing.T) {
 	lib, _ := Load()
+	for name, want := range map[string]string{"sdm630": "eastron-sdm630", "SDM120": "eastron-sdm120", "eastron-sdm360": "eastron-sdm630", "zebra": ""} {
+		if got := lib.Near(name); got != want {
+			t.Errorf("near %s is %q, want %q", name, got, want)
+		}
+	}
 	if _, err := lib.Get("eastron-sdm360"); !errors.Is(err, ErrUnknown) || !strings.Contains(err.Error(), `did you mean "eastron-sdm630"?`) {
 		t.Error(err)
 	}
