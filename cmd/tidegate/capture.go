@@ -142,7 +142,7 @@ func (a *app) record(ctx context.Context, target, line string, take func([]byte)
 		if bus, ok := a.busAt(ctx, connect); ok {
 			return byAgent, a.client().Capture(ctx, bus, take)
 		}
-		if strings.HasPrefix(target, "/") {
+		if isPort(target) {
 			return "", usage{fmt.Errorf("what speaks on %s? Write rtu:%s for Modbus RTU, ascii: or serial: for the others", target, target)}
 		}
 		bus := driver.Options{Name: target, Connect: connect, Line: line}

@@ -339,8 +339,8 @@ func refused(err error) bool {
 // are taken.
 func (a *app) hearOnce(ctx context.Context, p *profile.Profile, target string, f *readFlags) ([]telemetry.Reading, error) {
 	connect, raw := address(target)
-	if strings.HasPrefix(target, "/") { // that these devices speak no Modbus says the profile
-		connect = "serial://" + target
+	if isPort(target) { // that these devices speak no Modbus says the profile
+		connect = "serial" + strings.TrimPrefix(connect, "rtu")
 	}
 	if !raw {
 		return nil, usage{fmt.Errorf("%s is read by the agent: tidegate read %s shows its values; for a port of its own give its address, such as serial:/dev/ttyUSB0", target, target)}

@@ -204,12 +204,19 @@ func (a *app) configOf(target string) (*config.Config, error) {
 	return cfg, err
 }
 
+// isPort says whether a word is a path and nothing else: the name of a device
+// or a point does not begin so.
+func isPort(s string) bool {
+	return (strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../")) && !isFile(s)
+}
+
 // address recognises a raw address: rtu:/dev/ttyUSB0, tcp:HOST:PORT, the
 // connect strings of the configuration, an IP address, which is Modbus TCP, and
-// a path from the root, which is Modbus RTU.
+// the path of a port, which is Modbus RTU.
 func address(s string) (connect string, ok bool) {
-	if strings.HasPrefix(s, "/") && !isFile(s) {
-		return "rtu://" + s, true
+	if isPort(s) {
+		port, err := filepath.Abs(s)
+		return "rtu://" + port, err == nil
 	}
 	if at, err := netip.ParseAddrPort(s); err == nil {
 		return "tcp://" + at.String(), true

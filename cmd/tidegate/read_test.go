@@ -9,7 +9,12 @@ import (
 // TestAddress: what names a place on the wire, and what is a name of the
 // configuration or a register.
 func TestAddress(t *testing.T) {
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for word, want := range map[string]string{
+		"./line": "rtu://" + here + "/line", "../line": "rtu://" + filepath.Dir(here) + "/line", "./meter.yaml": "",
 		"rtu:/dev/ttyUSB0": "rtu:///dev/ttyUSB0", "tcp:plc.local": "tcp://plc.local", "tcp:10.0.0.20:502": "tcp://10.0.0.20:502",
 		"tls://10.0.0.20": "tls://10.0.0.20", "rtu+tcp:10.0.0.21:4001": "rtu+tcp://10.0.0.21:4001",
 		"/dev/ttyUSB0": "rtu:///dev/ttyUSB0", "/home/meter.yaml": "", "meter-1/power": "",

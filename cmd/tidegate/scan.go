@@ -158,13 +158,10 @@ func (a *app) scan(ctx context.Context, targets []string, f *scanFlags) error {
 func (a *app) scanOne(ctx context.Context, target string, q status.ScanRequest) (r *status.Scan, via string, err error) {
 	connect, raw := address(target)
 	switch {
+	case raw:
 	case strings.Contains(target, "/") && !strings.Contains(target, ":"):
-		port, err := filepath.Abs(target)
-		if err != nil {
-			return nil, "", err
-		}
-		connect, raw = "rtu://"+port, true
-	case strings.HasPrefix(target, "serial:") && !raw:
+		connect, raw = address("./" + target)
+	case strings.HasPrefix(target, "serial:"):
 		connect, raw = "serial://"+strings.TrimPrefix(strings.TrimPrefix(target, "serial:"), "//"), true
 	}
 	p := &progress{w: a.err, live: a.liveStderr(), began: time.Now()}
