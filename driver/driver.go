@@ -205,7 +205,7 @@ func (o *Options) Validate(report func(path, msg, hint string)) {
 		d.Wake.Validate(func(p, msg, hint string) { report(path+".wake."+p, msg, hint) })
 		between(path+".every", d.Every, 10*time.Millisecond, 24*time.Hour)
 		if d.Profile != "" && len(d.Points) > 0 {
-			report(path+".points", "a device has a profile or points of its own, not both", "remove one of them")
+			report(path+".points", "a device has a profile or points of its own, not both", "remove one; for more points than "+d.Profile+" has, write a profile that extends it (docs/profiles.md)")
 		}
 		if d.Profile == "" && len(d.Points) == 0 {
 			report(path, "this device has neither a profile nor points", "write profile: NAME, or points:")
