@@ -232,7 +232,8 @@ func TestPacedLine(t *testing.T) {
 
 // TestLateCount: a line that keeps up has no late polls, however many blocks a
 // device has and however long the first round after the start takes; one whose
-// devices share an instant, and need longer than is allowed, has.
+// devices share an instant, and need longer than is allowed, has. The load is told
+// from the start.
 func TestLateCount(t *testing.T) {
 	blocks := func(n int) *profile.Profile {
 		var points []profile.Point
@@ -259,8 +260,15 @@ func TestLateCount(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			l, _, stop := pacedLine(t, &pacedBus{turn: 5 * time.Millisecond}, "9600 8N1", c.units, c.every, blocks(c.blocks))
-			time.Sleep(30 * time.Second)
+			time.Sleep(3*time.Second + 10*time.Millisecond)
+			if early := l.Stats().Load; c.units == 1 && (early < 0.3 || early > 0.7) {
+				t.Errorf("the load after 3 s is %.2f, where six blocks take about half of a second", early)
+			}
+			time.Sleep(27 * time.Second)
 			stop()
+			if late := l.Stats().Load; c.units == 1 && (late < 0.45 || late > 0.55) {
+				t.Errorf("the load after 30 s is %.2f, where six blocks take about half of a second", late)
+			}
 			for _, d := range l.Stats().Devices {
 				t.Logf("%d units of %d blocks: %s %d polls, %d late, %d skipped", c.units, c.blocks, d.Name, d.Polls, d.Late, d.Skipped)
 				if d.Polls < uint64(c.blocks)*2 || (d.Late > 0) != c.late || !c.late && d.Skipped > 0 {

@@ -42,7 +42,7 @@ type DeviceStats struct {
 	Polls    uint64 // slots that were served
 	Good     uint64 // with an answer
 	Failed   uint64 // without
-	Late     uint64 // begun more than a tenth of the period (at least 20 ms) too late
+	Late     uint64 // begun more than a tenth of the period (at least 20 ms) too late, blocks of the device itself before it not counted
 	Skipped  uint64 // slots that passed before there was time for them
 	Holes    []Hole // points that it refuses or is silent to; not to be changed
 }
@@ -58,10 +58,11 @@ type public struct {
 
 	busy   time.Duration // since window
 	window time.Time
-	load   float64
+	before time.Duration // busy in the window before
+	length time.Duration // of that; 0: there was none yet
 }
 
-// loadWindow is the time over which the load is taken.
+// loadWindow is how long a window of the load is, at least.
 const loadWindow = 10 * time.Second
 
 // Stats returns a copy of the line's counters and states.
@@ -71,7 +72,7 @@ func (l *Line) Stats() Stats {
 	p := &l.public
 	p.roll(time.Now())
 	s := Stats{Name: l.name, Connect: l.opt.Connect, State: p.state, Since: p.since, Err: p.err, Opened: p.opened,
-		Load: p.load, Panics: p.panics, Requests: p.count.Requests, Answers: p.count.Answers, Timeouts: p.count.Timeouts,
+		Load: p.load(time.Now()), Panics: p.panics, Requests: p.count.Requests, Answers: p.count.Answers, Timeouts: p.count.Timeouts,
 		CRC: p.count.CRC, Stray: p.count.Stray, Echoes: p.count.Echoes, Garbage: p.count.Garbage,
 		BytesIn: p.count.BytesIn, BytesOut: p.count.BytesOut}
 	if l.leased != nil {
@@ -91,9 +92,18 @@ func (p *public) roll(now time.Time) {
 		p.window = now
 	}
 	if past := now.Sub(p.window); past >= loadWindow {
-		p.load = min(float64(p.busy)/float64(past), 1)
+		p.before, p.length = p.busy, past
 		p.busy, p.window = 0, now
 	}
+}
+
+// load is taken over the last window and what there is of the present one.
+func (p *public) load(now time.Time) float64 {
+	past := p.length + now.Sub(p.window)
+	if past <= 0 {
+		return 0
+	}
+	return min(float64(p.before+p.busy)/float64(past), 1)
 }
 
 // count changes the public figures.
