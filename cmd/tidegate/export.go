@@ -41,7 +41,12 @@ is encrypted (buffer.key_file).
 
 Exit code 0 written, or nothing waits; 1 written, but parts of the buffer could
 not be read; 73 the target is full, read-only or broken.`,
-		Args: noArgs,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usage{fmt.Errorf("write --to %s", args[0])}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.bufferExport(cmd.Context(), f) },
 	}
 	fl := c.Flags()
