@@ -69,10 +69,10 @@ const loadWindow = 10 * time.Second
 func (l *Line) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := &l.public
-	p.roll(time.Now())
+	p, now := &l.public, time.Now()
+	p.roll(now)
 	s := Stats{Name: l.name, Connect: l.opt.Connect, State: p.state, Since: p.since, Err: p.err, Opened: p.opened,
-		Load: p.load(time.Now()), Panics: p.panics, Requests: p.count.Requests, Answers: p.count.Answers, Timeouts: p.count.Timeouts,
+		Load: p.load(now), Panics: p.panics, Requests: p.count.Requests, Answers: p.count.Answers, Timeouts: p.count.Timeouts,
 		CRC: p.count.CRC, Stray: p.count.Stray, Echoes: p.count.Echoes, Garbage: p.count.Garbage,
 		BytesIn: p.count.BytesIn, BytesOut: p.count.BytesOut}
 	if l.leased != nil {

@@ -139,14 +139,16 @@ func (a *app) record(ctx context.Context, target, line string, take func([]byte)
 	const byAgent, byUs = "through the agent, both directions", "only listened"
 	connect, raw := address(target)
 	if raw {
-		if bus, ok := a.busAt(ctx, connect); ok {
+		bus, err := a.busOf(ctx, "", connect)
+		switch {
+		case err != nil:
+			return "", err
+		case bus != "":
 			return byAgent, a.client().Capture(ctx, bus, take)
-		}
-		if isPort(target) {
+		case isPort(target):
 			return "", usage{fmt.Errorf("what speaks on %s? Write rtu:%s for Modbus RTU, ascii: or serial: for the others", target, target)}
 		}
-		bus := driver.Options{Name: target, Connect: connect, Line: line}
-		return byUs, a.overhear(ctx, &bus, take)
+		return byUs, a.overhear(ctx, &driver.Options{Name: target, Connect: connect, Line: line}, take)
 	}
 	err = a.client().Capture(ctx, target, take)
 	if !errors.Is(err, status.ErrNoAgent) {

@@ -116,13 +116,16 @@ func (a *app) profileShow(name string) error {
 	if err != nil {
 		return err
 	}
-	p, err := a.profileNamed(lib, name)
-	if err != nil {
-		return err
-	}
-	i := p.Describe()
-	if i.File = name; !isFile(name) {
-		i, _ = lib.Describe(name) // profileNamed had it
+	var i profile.Info
+	if isFile(name) {
+		p, err := a.profileNamed(lib, name)
+		if err != nil {
+			return err
+		}
+		i = p.Describe()
+		i.File = name
+	} else if i, err = lib.Describe(name); err != nil {
+		return profileFailure(name, err)
 	}
 	if a.json {
 		printJSON(a.out, infoOf("tidegate.profile/1", i))

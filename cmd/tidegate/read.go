@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net/netip"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -149,7 +147,11 @@ func (a *app) readOnce(ctx context.Context, args []string, q status.ReadRequest,
 		if len(args) < 2 {
 			return status.ReadReply{}, "", usage{fmt.Errorf("which register of %s? For example: tidegate read %s --unit 1 input:0", args[0], args[0])}
 		}
-		if bus, ok := a.busAt(ctx, connect); ok {
+		bus, err := a.busOf(ctx, "", connect)
+		switch {
+		case err != nil:
+			return status.ReadReply{}, "", err
+		case bus != "":
 			q.Bus = bus
 			reply, err := a.client().Read(ctx, q)
 			return reply, "agent", err
@@ -170,21 +172,6 @@ func (a *app) readOnce(ctx context.Context, args []string, q status.ReadRequest,
 	return reply, "direct", err
 }
 
-// busAt returns the bus of the running agent that is at an address: one master
-// is enough, whatever the port is called.
-func (a *app) busAt(ctx context.Context, connect string) (bus string, ok bool) {
-	s, err := a.client().Status(ctx)
-	if err != nil {
-		return "", false
-	}
-	for _, b := range s.Buses {
-		if samePlace(b.Connect, connect) {
-			return b.Name, true
-		}
-	}
-	return "", false
-}
-
 // reader opens the lines of the configuration, where no agent has them.
 func (a *app) reader(target string) (*agent.Reader, error) {
 	cfg, err := a.configOf(target)
@@ -202,50 +189,6 @@ func (a *app) configOf(target string) (*config.Config, error) {
 		f.Try = strings.TrimPrefix(f.Try+"\nfor a host on the network: tcp:"+target, "\n")
 	}
 	return cfg, err
-}
-
-// isPort says whether a word is a path and nothing else: the name of a device
-// or a point does not begin so.
-func isPort(s string) bool {
-	return (strings.HasPrefix(s, "/") || strings.HasPrefix(s, "./") || strings.HasPrefix(s, "../")) && !isFile(s)
-}
-
-// address recognises a raw address: rtu:/dev/ttyUSB0, tcp:HOST:PORT, the
-// connect strings of the configuration, an IP address, which is Modbus TCP, and
-// the path of a port, which is Modbus RTU.
-func address(s string) (connect string, ok bool) {
-	if isPort(s) {
-		port, err := filepath.Abs(s)
-		return "rtu://" + port, err == nil
-	}
-	if at, err := netip.ParseAddrPort(s); err == nil {
-		return "tcp://" + at.String(), true
-	}
-	if ip, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
-		if s = ip.String(); ip.Is6() {
-			s = "[" + s + "]"
-		}
-		return "tcp://" + s, true
-	}
-	scheme, rest, found := strings.Cut(s, ":")
-	if !found {
-		return "", false
-	}
-	switch scheme {
-	case "rtu", "ascii", "tcp", "tls", "rtu+tcp", "serial", "serial+tcp":
-		if strings.HasPrefix(rest, "//") {
-			return s, true
-		}
-		if strings.ContainsAny(rest, "/:.") {
-			if scheme == "rtu" || scheme == "ascii" { // a port may be named from here
-				if port, err := filepath.Abs(rest); err == nil {
-					rest = port
-				}
-			}
-			return scheme + "://" + rest, true
-		}
-	}
-	return "", false
 }
 
 func (a *app) readAddress(ctx context.Context, connect string, q status.ReadRequest, f *readFlags) (status.ReadReply, error) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -157,12 +156,8 @@ func (a *app) scan(ctx context.Context, targets []string, f *scanFlags) error {
 // scanOne scans a target through the agent if it has it, else directly.
 func (a *app) scanOne(ctx context.Context, target string, q status.ScanRequest) (r *status.Scan, via string, err error) {
 	connect, raw := address(target)
-	switch {
-	case raw:
-	case strings.Contains(target, "/") && !strings.Contains(target, ":"):
+	if !raw && strings.Contains(target, "/") && !strings.Contains(target, ":") { // no bus has such a name
 		connect, raw = address("./" + target)
-	case strings.HasPrefix(target, "serial:"):
-		connect, raw = "serial://"+strings.TrimPrefix(strings.TrimPrefix(target, "serial:"), "//"), true
 	}
 	p := &progress{w: a.err, live: a.liveStderr(), began: time.Now()}
 	var found *status.Scan // until now
@@ -181,17 +176,15 @@ func (a *app) scanOne(ctx context.Context, target string, q status.ScanRequest) 
 			r, found.Interrupted = found, &p.step
 		}
 	}()
-	snapshot, agentErr := a.client().Status(ctx)
-	if agentErr != nil && !errors.Is(agentErr, status.ErrNoAgent) {
-		return nil, "", agentErr
-	}
-	for _, b := range snapshot.Buses {
-		if !raw && b.Name == target || raw && samePlace(b.Connect, connect) {
-			q.Bus = b.Name
-			p.note(fmt.Sprintf("through the agent: polling of %s pauses", b.Name))
-			err = a.client().Scan(ctx, q, tell)
-			return r, "agent", err
-		}
+	bus, err := a.busOf(ctx, target, connect)
+	switch {
+	case err != nil:
+		return nil, "", err
+	case bus != "":
+		q.Bus = bus
+		p.note(fmt.Sprintf("through the agent: polling of %s pauses", bus))
+		err = a.client().Scan(ctx, q, tell)
+		return r, "agent", err
 	}
 	if raw {
 		lib, err := a.library()
@@ -217,25 +210,6 @@ func (a *app) scanOne(ctx context.Context, target string, q status.ScanRequest) 
 	q.Bus = target
 	err = rd.Scan(ctx, q, lib, tell)
 	return r, "direct", err
-}
-
-// samePlace says whether two connect strings mean the same port or endpoint,
-// whatever the port is called.
-func samePlace(a, b string) bool {
-	place := func(s string) string {
-		scheme, rest, _ := strings.Cut(s, "://")
-		if strings.HasPrefix(rest, "/") {
-			if real, err := filepath.EvalSymlinks(rest); err == nil {
-				return real
-			}
-			return rest
-		}
-		if port := map[string]string{"tcp": ":502", "tls": ":802"}[scheme]; !strings.Contains(rest[strings.LastIndex(rest, "]")+1:], ":") {
-			rest += port
-		}
-		return rest
-	}
-	return place(a) == place(b)
 }
 
 // parseIDs reads 1-247, or 1,5,10-20.

@@ -165,7 +165,11 @@ func (a *app) writeOnce(ctx context.Context, target string, q status.WriteReques
 		if f.unit < 0 {
 			return status.WriteReply{}, "", usage{errors.New("which unit? Give --unit with its number on the line")}
 		}
-		if bus, ok := a.busAt(ctx, connect); ok {
+		bus, err := a.busOf(ctx, "", connect)
+		switch {
+		case err != nil:
+			return status.WriteReply{}, "", err
+		case bus != "":
 			q.Bus = bus
 			reply, err := a.client().Write(ctx, q)
 			return reply, "agent", err
@@ -240,45 +244,4 @@ func (a *app) printWrite(w status.WriteReply, via string) {
 	default:
 		fmt.Fprintf(a.out, "written, not read back%s\n", took)
 	}
-}
-
-// tlsFlags are the files for a tls: address, as tls: has them in the
-// configuration.
-func tlsFlags(c *cobra.Command, t *driver.TLS) {
-	c.Flags().StringVar(&t.CA, "tls-ca", "", "of a tls: address: PEM `FILE` with the authority of the device")
-	c.Flags().StringVar(&t.Cert, "tls-cert", "", "PEM `FILE` with the certificate that is shown to it")
-	c.Flags().StringVar(&t.Key, "tls-key", "", "PEM `FILE` with the key of that")
-	c.Flags().StringVar(&t.ServerName, "tls-name", "", "`NAME` in the device's certificate (default: the host)")
-}
-
-// openAddress is a line to an address that is in no configuration.
-func openAddress(connect string, unit, baud int, mode string, timeout time.Duration, files *driver.TLS) (*driver.Line, error) {
-	zero := 0
-	m, issues := profile.Custom("register", []profile.Point{{Name: "value", Holding: &zero}}, nil)
-	if len(issues) > 0 {
-		return nil, errors.New(issues[0].Msg)
-	}
-	m.Unit = unit // whatever it is: some devices answer to 254
-	o := driver.Options{Name: strings.Replace(connect, "://", ":", 1), Connect: connect, Timeout: timeout,
-		Devices: []driver.Device{{Name: fmt.Sprintf("unit-%d", unit), Unit: max(unit, 1), Points: m.Points, Map: m}}}
-	switch scheme, _, _ := strings.Cut(connect, ":"); scheme {
-	case "tcp", "rtu+tcp":
-	case "tls":
-		if files.CA == "" || files.Cert == "" || files.Key == "" {
-			return nil, usage{errors.New("a device on tls: wants certificates of both sides: --tls-ca, --tls-cert and --tls-key")}
-		}
-		o.TLS = files
-	default:
-		o.Line = fmt.Sprintf("%d %s", baud, strings.ToUpper(mode))
-	}
-	var bad error
-	o.Validate(func(_, msg, _ string) {
-		if bad == nil {
-			bad = usage{errors.New(msg)}
-		}
-	})
-	if bad != nil {
-		return nil, bad
-	}
-	return driver.Open(o, driver.Env{})
 }

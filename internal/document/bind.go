@@ -201,7 +201,7 @@ func (b *binder) unknown(n *node, c *entry, names []string, path string) int {
 		p.Suggest, c.hinted = s, s
 	} else if s := synonym(c.key, names); s != "" && fold(s) != fold(c.key) {
 		p.Hint = fmt.Sprintf("%q says this already", s)
-	} else if s, home := Nearest(c.key, free), b.home(c.key); home != "" && s != c.key+"s" && c.key != s+"s" {
+	} else if s, home := Nearest(c.key, free), b.home(c.key); home != "" && (s == "" || s != c.key+"s" && c.key != s+"s") {
 		p.Hint = fmt.Sprintf("%q belongs under %s", c.key, home)
 	} else if s != "" {
 		p.Suggest, n.keys[s] = s, c

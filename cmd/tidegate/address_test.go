@@ -16,7 +16,7 @@ func TestAddress(t *testing.T) {
 	for word, want := range map[string]string{
 		"./line": "rtu://" + here + "/line", "../line": "rtu://" + filepath.Dir(here) + "/line", "./meter.yaml": "",
 		"rtu:/dev/ttyUSB0": "rtu:///dev/ttyUSB0", "tcp:plc.local": "tcp://plc.local", "tcp:10.0.0.20:502": "tcp://10.0.0.20:502",
-		"tls://10.0.0.20": "tls://10.0.0.20", "rtu+tcp:10.0.0.21:4001": "rtu+tcp://10.0.0.21:4001",
+		"tls://10.0.0.20": "tls://10.0.0.20", "rtu+tcp:10.0.0.21:4001": "rtu+tcp://10.0.0.21:4001", "serial:./pms": "serial://" + here + "/pms",
 		"/dev/ttyUSB0": "rtu:///dev/ttyUSB0", "/home/meter.yaml": "", "meter-1/power": "",
 		"10.0.0.20": "tcp://10.0.0.20", "10.0.0.20:1502": "tcp://10.0.0.20:1502",
 		"fd00::20": "tcp://[fd00::20]", "[fd00::20]": "tcp://[fd00::20]", "[fd00::20]:1502": "tcp://[fd00::20]:1502",
